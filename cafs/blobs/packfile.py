@@ -1,0 +1,269 @@
+"""One pack that still takes chunks, and the sidecar beside it.
+
+Owns the write descriptors of an unsealed pack, and what must be kept in memory until it is
+known to be on disk.  Invariant: synced <= size, and every byte below *synced* was covered by an
+fdatasync that succeeded.
+
+A failed fdatasync is not simply tried again.  The kernel marks the pages it could not write as
+clean (fsync(2), "On Linux ..."; the PostgreSQL developers' "fsyncgate"), so that the next call
+would report success for bytes that never reached the disk.  Therefore a chunk's stored bytes
+stay in memory until a sync has covered them, and after a failure all of them are written anew,
+at the same offsets, before the next fdatasync.
+
+A sidecar is written with each sync and made durable when its pack is sealed: syncing it every
+time would double the cost of a commit, and is needed for nothing, because the index has all
+that it says.  After a power loss the sidecar of the youngest pack may be incomplete;
+PackStore.recover() says so, and PackStore.rewrite_sidecar() puts it right from the index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cafs.blobs import fileheader, sidecar
+from cafs.blobs.fileheader import HEADER_LENGTH, PACK_MAGIC, SIDECAR_MAGIC, FileHeader
+from cafs.blobs.sidecar import SidecarRecord
+from cafs.durable import Disk
+from cafs.errors import CafsError, DiskFullError
+from cafs.types import Extent
+
+log = logging.getLogger(__name__)
+
+
+class StoredChunk(NamedTuple):
+    """A chunk as it is to lie in a pack."""
+
+    sha256: bytes
+    """Of the raw bytes."""
+    stored: bytes | bytearray | memoryview
+    codec: int
+    raw_length: int
+    xxh3: int
+    """XXH3-64 of *stored*."""
+
+
+class Paths(NamedTuple):
+    """Where a pack and its sidecar lie."""
+
+    pack: str
+    sidecar: str
+
+
+class _Pending(NamedTuple):
+    offset: int
+    chunk: StoredChunk
+
+
+class PackFile:
+    """An unsealed pack.
+
+    append() may run in one thread while sync() runs in another; two of the same kind may not.
+    """
+
+    def __init__(
+        self, disk: Disk, paths: Paths, header: FileHeader, *, size: int, side: bytes
+    ) -> None:
+        """Go on with a pack that is *size* bytes long, all of it durable.
+
+        *side* is what its sidecar holds and may keep, header included; empty if there is none.
+        """
+        self.number = header.pack
+        self.size = size
+        """Bytes appended so far, the header's included."""
+        self.synced = size
+        """Bytes that are durable."""
+        self.full = False
+        """Takes no more chunks; the next sync seals it."""
+        self.sealed = False
+        self.names_changed = False
+        """A name was made in the directory, which has not been synced since."""
+        self._disk = disk
+        self._paths = paths
+        self._header = header
+        self._lock = threading.Lock()  # guards _pending, size, synced, _unsynced_bytes
+        self._pending: list[_Pending] = []
+        self._unsynced_bytes = 0
+        self._pack_fd: int | None = None
+        self._lost = False  # a sync failed: what is pending must be written again
+        self._side_fd: int | None = None
+        self._side = bytearray(side or fileheader.encode(SIDECAR_MAGIC, header))
+        self._side_written = len(side)
+        self._recorded = size  # chunks before this offset are in _side, or never will be
+        self._side_lags = False
+
+    @classmethod
+    def create(cls, disk: Disk, paths: Paths, header: FileHeader) -> PackFile:
+        """A new pack without chunks.  Raises DiskFullError and its kin; then no file is left."""
+        pack = cls(disk, paths, header, size=0, side=b"")
+        fd = disk.open(paths.pack, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            disk.pwrite_all(fd, [fileheader.encode(PACK_MAGIC, header)], 0)
+        except CafsError:
+            with contextlib.suppress(CafsError):
+                disk.close(fd)
+                disk.unlink(paths.pack)
+            raise
+        pack._pack_fd = fd
+        pack.size = pack._recorded = HEADER_LENGTH
+        pack.names_changed = True
+        return pack
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """Bytes of chunks that are kept in memory until they are durable."""
+        return self._unsynced_bytes
+
+    def append(self, chunks: Sequence[StoredChunk]) -> list[Extent]:
+        """Write *chunks* at the end; not durable before the next sync().
+
+        When it raises, nothing was appended: what may have been written is overwritten next.
+        """
+        chunks = [_unchanging(chunk) for chunk in chunks]
+        offset = self.size
+        extents = []
+        pending = []
+        for chunk in chunks:
+            length = len(chunk.stored)
+            if not 0 < length <= sidecar.STORED_LENGTH_MAX:
+                raise ValueError(f"a stored chunk cannot have {length} bytes")
+            extents.append(
+                Extent(self.number, offset, length, chunk.codec, chunk.raw_length, chunk.xxh3)
+            )
+            pending.append(_Pending(offset, chunk))
+            offset += length
+        self._disk.pwrite_all(self._open_pack(), [chunk.stored for chunk in chunks], self.size)
+        with self._lock:
+            self._pending += pending
+            self._unsynced_bytes += offset - self.size
+            self.size = offset
+        return extents
+
+    def sync(self) -> None:
+        """Make durable what was appended before the call; seal the pack if it is full.
+
+        May be called again after it raised.
+        """
+        if self.sealed:
+            return
+        # Read before the size: once it is set nothing is appended, so the size is the last one.
+        full = self.full
+        with self._lock:
+            pending = list(self._pending)
+            size = self.size
+        self._record(pending)
+        complete = self._write_sidecar()
+        if size > self.synced:
+            self._sync_pack(pending)
+            with self._lock:
+                del self._pending[: len(pending)]
+                self._unsynced_bytes -= sum(len(entry.chunk.stored) for entry in pending)
+                self.synced = size
+        if full and complete:
+            self._seal()
+
+    def _sync_pack(self, pending: list[_Pending]) -> None:
+        fd = self._open_pack()
+        if self._lost:
+            if not self.synced:
+                self._disk.pwrite_all(fd, [fileheader.encode(PACK_MAGIC, self._header)], 0)
+            if pending:
+                stored = [entry.chunk.stored for entry in pending]
+                self._disk.pwrite_all(fd, stored, pending[0].offset)
+        # Set before: a failed sync may also have lost what was appended while it ran.
+        self._lost = True
+        self._disk.sync_data(fd)
+        self._lost = False
+
+    def _record(self, pending: list[_Pending]) -> None:
+        """Add the sidecar records of those chunks that have none yet."""
+        for offset, chunk in pending:
+            if offset >= self._recorded:
+                self._recorded = offset + len(chunk.stored)
+                self._side += sidecar.encode_record(
+                    SidecarRecord(
+                        chunk.sha256,
+                        offset,
+                        len(chunk.stored),
+                        chunk.codec,
+                        chunk.raw_length,
+                        chunk.xxh3,
+                    )
+                )
+
+    def _write_sidecar(self) -> bool:
+        """Write what the sidecar lacks; False when the disk has no room for it.
+
+        That alone is no reason to fail a commit, least of all one that deletes: the records
+        stay in memory, the next sync tries again, and the pack is not sealed before.
+        """
+        try:
+            if self._side_fd is None:
+                fresh = os.O_TRUNC if not self._side_written else 0
+                flags = os.O_WRONLY | os.O_CREAT | fresh
+                self._side_fd = self._disk.open(self._paths.sidecar, flags)
+                self.names_changed = True
+            tail = bytes(memoryview(self._side)[self._side_written :])
+            if tail:
+                self._disk.pwrite_all(self._side_fd, [tail], self._side_written)
+                self._side_written += len(tail)
+        except DiskFullError as error:
+            if not self._side_lags:
+                log.warning("a sidecar waits for room on the disk: %s", error)
+            self._side_lags = True
+            return False
+        self._side_lags = False
+        return True
+
+    def _seal(self) -> None:
+        assert self._side_fd is not None
+        try:
+            self._disk.sync_data(self._side_fd)
+        except CafsError:
+            # As with the pack: all of it, not only what was written last.
+            self._side_written = 0
+            raise
+        self.sealed = True
+        self.close()
+        self._side = bytearray()
+
+    def replace_sidecar(self, records: Sequence[SidecarRecord]) -> None:
+        """Take *records* for what the sidecar should hold; the next sync writes it anew.
+
+        Not while sync() runs.
+        """
+        fresh = bytearray(fileheader.encode(SIDECAR_MAGIC, self._header))
+        for record in sorted(records, key=lambda record: record.offset):
+            if record.offset < self._recorded:
+                fresh += sidecar.encode_record(record)
+        self._side = fresh
+        self._side_written = 0
+        if self._side_fd is not None:
+            fd, self._side_fd = self._side_fd, None
+            self._disk.close(fd)
+
+    def close(self) -> None:
+        """Close the descriptors; syncs nothing."""
+        for fd in (self._pack_fd, self._side_fd):
+            if fd is not None:
+                # A sealed pack is durable already, another one is cut at its next start.
+                with contextlib.suppress(CafsError):
+                    self._disk.close(fd)
+        self._pack_fd = self._side_fd = None
+
+    def _open_pack(self) -> int:
+        if self._pack_fd is None:
+            self._pack_fd = self._disk.open(self._paths.pack, os.O_WRONLY)
+        return self._pack_fd
+
+
+def _unchanging(chunk: StoredChunk) -> StoredChunk:
+    """The chunk with bytes that nobody will change before they are durable."""
+    stored = chunk.stored
+    if isinstance(stored, bytes) or (isinstance(stored, memoryview) and stored.readonly):
+        return chunk
+    return chunk._replace(stored=bytes(stored))

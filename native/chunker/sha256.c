@@ -1,0 +1,76 @@
+/* See sha256.h. */
+#include "sha256.h"
+
+#include <openssl/evp.h>
+
+#include "sha256_lanes.h"
+
+/* Fetched once: EVP_sha256() would look it up anew for each digest, which costs more than
+ * hashing a zip header. */
+static EVP_MD *algorithm;
+
+static bool runnable[SHA256_KERNELS];
+
+/* The kernel for many slices; OpenSSL where one stream is as fast as eight lanes. */
+static enum sha256_kernel preferred;
+
+bool sha256_setup(void)
+{
+    if (algorithm == NULL)
+        algorithm = EVP_MD_fetch(NULL, "SHA256", NULL);
+    runnable[SHA256_AUTO] = runnable[SHA256_OPENSSL] = algorithm != NULL;
+    runnable[SHA256_AVX2] = sha256_lanes_can(SHA256_AVX2);
+    runnable[SHA256_AVX512] = sha256_lanes_can(SHA256_AVX512);
+    preferred = SHA256_OPENSSL;
+    if (runnable[SHA256_AVX2] && !sha256_lanes_needless())
+        preferred = runnable[SHA256_AVX512] ? SHA256_AVX512 : SHA256_AVX2;
+    return algorithm != NULL;
+}
+
+bool sha256_can(enum sha256_kernel kernel)
+{
+    return runnable[kernel];
+}
+
+/* A lane is slower than OpenSSL's stream: twice with AVX-512, three times with AVX2.  So they
+ * lose where one slice makes up most of the bytes. */
+static enum sha256_kernel choose(const size_t *ends, size_t count)
+{
+    const size_t slower = preferred == SHA256_AVX512 ? 2 : 3;
+    size_t longest = 0, start = 0;
+
+    if (preferred == SHA256_OPENSSL || count <= slower)
+        return SHA256_OPENSSL;
+    for (size_t i = 0; i < count; i++) {
+        if (ends[i] - start > longest)
+            longest = ends[i] - start;
+        start = ends[i];
+    }
+    return longest * slower < start ? preferred : SHA256_OPENSSL;
+}
+
+static bool by_openssl(const uint8_t *data, const size_t *ends, size_t count, uint8_t *out)
+{
+    EVP_MD_CTX *context = EVP_MD_CTX_new();
+    bool good = context != NULL;
+    size_t start = 0;
+
+    for (size_t i = 0; good && i < count; i++) {
+        good = EVP_DigestInit_ex2(context, algorithm, NULL) == 1 &&
+               EVP_DigestUpdate(context, data + start, ends[i] - start) == 1 &&
+               EVP_DigestFinal_ex(context, out + i * SHA256_SIZE, NULL) == 1;
+        start = ends[i];
+    }
+    EVP_MD_CTX_free(context);
+    return good;
+}
+
+bool sha256_slices(enum sha256_kernel kernel, const uint8_t *data, const size_t *ends,
+                     size_t count, uint8_t *out)
+{
+    if (kernel == SHA256_AUTO)
+        kernel = choose(ends, count);
+    if (kernel == SHA256_OPENSSL)
+        return by_openssl(data, ends, count, out);
+    return sha256_lanes_slices(kernel, data, ends, count, out);
+}

@@ -1,0 +1,1 @@
+"""Disks that fail or forget on purpose, and what cafs does on them."""

@@ -1,0 +1,136 @@
+"""Recipes: what is encoded comes back, and nothing else is taken for a recipe."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cafs.blobs import recipe
+from cafs.blobs.recipe import CHUNK, HOLE, KINDS, LITERAL, LITERAL_MAX, Part
+from cafs.errors import IndexDamagedError
+from cafs.types import ChunkNo
+
+chunks = st.builds(
+    recipe.chunk,
+    st.integers(1, (1 << 48) - 1).map(ChunkNo),
+    st.integers(1, (1 << 32) - 1),
+)
+literals = st.builds(recipe.literal, st.binary(min_size=1, max_size=2 * LITERAL_MAX))
+holes = st.builds(recipe.hole, st.integers(1, (1 << 63) - 1))
+parts_lists = st.lists(chunks | literals | holes, max_size=40)
+
+
+@given(parts_lists)
+def test_round_trip(parts: list[Part]) -> None:
+    row = recipe.encode(parts)
+    decoded = recipe.decode(row)
+    assert decoded == parts
+    assert all(type(part) is Part for part in decoded)
+
+
+@given(st.lists(chunks, max_size=300))
+def test_round_trip_of_chunks_alone(parts: list[Part]) -> None:
+    row = recipe.encode(parts)
+    assert len(row) <= 11 * len(parts)
+    decoded = recipe.decode(row)
+    assert decoded == parts
+    assert all(type(part) is Part for part in decoded)
+
+
+@given(st.lists(chunks, min_size=1, max_size=5), st.integers(0, 4), literals | holes)
+def test_both_ways_of_decoding_agree(parts: list[Part], at: int, other: Part) -> None:
+    mixed = [*parts[:at], other, *parts[at:]]
+    assert [part for part in recipe.decode(recipe.encode(mixed)) if part != other] == parts
+
+
+@given(st.binary(max_size=120))
+@example(b"\x01" * 11)
+@example(b"\x01" + bytes(10))
+@example(b"\x02\x00\x00")
+@example(b"\x03" + b"\xff" * 8)
+def test_any_bytes_are_a_recipe_or_damage(row: bytes) -> None:
+    try:
+        parts = recipe.decode(row)
+    except IndexDamagedError:
+        return
+    assert recipe.encode(parts) == row
+
+
+@given(parts_lists.filter(bool), st.data())
+def test_a_cut_row_is_damage_or_shorter(parts: list[Part], data: st.DataObject) -> None:
+    row = recipe.encode(parts)
+    cut = data.draw(st.integers(0, len(row) - 1))
+    try:
+        found = recipe.decode(row[:cut])
+    except IndexDamagedError:
+        return
+    assert found == parts[: len(found)]
+    assert len(found) < len(parts)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (b"\x00", "unknown kind 0 at byte 0"),
+        (b"\x04" + bytes(10), "unknown kind 4"),
+        (b"\x01" + bytes(10), "chunk 0"),
+        (b"\x01\x05\x00\x00\x00" + bytes(6), "chunk 0"),
+        (b"\x01\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00", "without bytes"),
+        (b"\x02\x01\x00x\x01\x05\x00\x00\x00" + bytes(6), "chunk 0 at byte 4"),
+        (b"\x02\x01\x00x\x01\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00", "byte 4 .* no bytes"),
+        (b"\x02\x00\x00", "no bytes"),
+        (b"\x02\x05\x00abcd", "longer than its row"),
+        (b"\x02\x05", "ends within"),
+        (b"\x03" + bytes(8), "no bytes"),
+        (b"\x03" + b"\xff" * 8, "longer than a file"),
+        (b"\x01\x05\x00\x00", "ends within"),
+    ],
+)
+def test_damage_is_named(row: bytes, complaint: str) -> None:
+    with pytest.raises(IndexDamagedError, match=complaint):
+        recipe.decode(row)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        Part(CHUNK, 0, 1, b""),
+        Part(CHUNK, 1 << 32, 1, b""),
+        Part(CHUNK, 1, 0, b""),
+        Part(CHUNK, 1, 1 << 48, b""),
+        Part(LITERAL, 2, 0, b"x"),
+        Part(LITERAL, 0, 0, b""),
+        Part(LITERAL, 1 << 16, 0, bytes(1 << 16)),
+        Part(HOLE, -1, 0, b""),
+        Part(HOLE, 1 << 63, 0, b""),
+        Part(9, 1, 0, b""),
+    ],
+)
+def test_what_has_no_form_is_refused(part: Part) -> None:
+    with pytest.raises(ValueError):
+        recipe.encode([part])
+
+
+def test_references_are_counted_as_often_as_they_are_made() -> None:
+    one, two = recipe.chunk(ChunkNo(1), 10), recipe.chunk(ChunkNo(2), 20)
+    parts = [one, recipe.literal(b"1"), two, recipe.hole(5), one]
+    assert recipe.chunk_refs(parts) == [1, 2, 1]
+    assert recipe.total_length(parts) == 10 + 1 + 20 + 5 + 10
+
+
+def test_expanding() -> None:
+    assert recipe.expand(recipe.literal(b"abcdef"), 2, 4) == b"cd"
+    assert recipe.expand(recipe.hole(1 << 40), 1 << 39, (1 << 39) + 3) == b"\0\0\0"
+    with pytest.raises(ValueError, match="chunk has to be read"):
+        recipe.expand(recipe.chunk(ChunkNo(1), 5), 0, 5)
+
+
+def test_a_literal_of_the_largest_length_has_a_form() -> None:
+    assert recipe.decode(recipe.encode([recipe.literal(bytes(LITERAL_MAX))]))
+
+
+def test_kinds_are_told_apart_by_number_and_name() -> None:
+    assert {number: kind.name for number, kind in KINDS.items()} == {
+        1: "chunk",
+        2: "literal",
+        3: "hole",
+    }
