@@ -1,0 +1,261 @@
+"""The table of chunks, and the one place where deduplication is decided.
+
+Two threads meet here.  Workers find or store chunks and hold a *pin* on each until the event
+loop has counted it into a recipe; the event loop counts references and sweeps.  Under the one
+lock a chunk is therefore never swept between being found and being counted, and never stored
+twice.  Invariant: a record's reference count is the number of parts of recipes that name it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from cafs.blobs.pack import PackStore, StoredChunk
+from cafs.blobs.packtable import PackTable
+from cafs.errors import IndexDamagedError
+from cafs.index import layout
+from cafs.index.counters import Counters
+from cafs.index.layout import ChunkRecord
+from cafs.index.overlay import Overlay
+from cafs.index.recent import Recent
+from cafs.types import ChunkNo, Extent, PackNo
+
+UNSYNCED_MAX = 64 << 20
+"""Stored bytes that may be kept in memory until a commit, in case their sync fails."""
+
+
+class Chunks:
+    """Chunk records over the overlay.  Methods belong to the event loop unless they say so."""
+
+    def __init__(
+        self, overlay: Overlay, counters: Counters, packs: PackStore, table: PackTable
+    ) -> None:
+        self._overlay = overlay
+        self._counters = counters
+        self._packs = packs
+        self._table = table
+        self._lock = threading.Lock()
+        self._pins: Counter[ChunkNo] = Counter()
+        # Stored by a worker, not yet in the overlay.
+        self._landing: dict[bytes, ChunkNo] = {}
+        self._landing_extents: dict[ChunkNo, tuple[bytes, Extent]] = {}
+        self.recent: Recent[ChunkNo] = Recent()
+
+    # -- workers -----------------------------------------------------------------------------
+
+    def bound_unsynced(self) -> None:
+        """Sync the packs when too many of their bytes are kept in memory.  Any thread; blocks."""
+        if self._packs.unsynced_bytes > UNSYNCED_MAX:
+            self._packs.sync()
+
+    def intern(
+        self,
+        digests: Sequence[bytes],
+        encode: Callable[[list[int]], Sequence[StoredChunk]],
+    ) -> list[ChunkNo]:
+        """Find the chunks with these SHA-256 digests, store the others; all come back pinned.
+
+        Any thread.  *encode* is given the positions of those that must be stored and returns
+        what to store for them.  Raises DiskFullError and its kin; then nothing is pinned.
+        """
+        numbers: dict[bytes, ChunkNo] = {}
+        with self._lock:
+            for digest in digests:
+                if digest not in numbers:
+                    known = self._known(digest)
+                    if known:
+                        numbers[digest] = known
+            self._pin(numbers.values())
+        try:
+            self._intern_unknown(digests, encode, numbers)
+        except BaseException:
+            self.unpin(list(numbers.values()))
+            raise
+        result = [numbers[digest] for digest in digests]
+        with self._lock:
+            # One pin for each position; the dict pinned each digest once.
+            self._pin(result)
+            for number in numbers.values():
+                self._unpin(number)
+        return result
+
+    def _intern_unknown(
+        self,
+        digests: Sequence[bytes],
+        encode: Callable[[list[int]], Sequence[StoredChunk]],
+        numbers: dict[bytes, ChunkNo],
+    ) -> None:
+        missing: dict[bytes, int] = {}
+        for position, digest in enumerate(digests):
+            if digest in numbers or digest in missing:
+                continue
+            candidate = self._committed(digest)
+            if candidate:
+                with self._lock:
+                    # The sweep may have taken it since.
+                    if self._overlay.get_anywhere(layout.CHUNKS, layout.u48(candidate)):
+                        self._pin([candidate])
+                        numbers[digest] = candidate
+                        continue
+            missing[digest] = position
+        if not missing:
+            return
+        stored = encode(list(missing.values()))
+        with self._lock:
+            fresh = []
+            for chunk in stored:
+                known = self._known(chunk.sha256)
+                if known:
+                    self._pin([known])
+                    numbers[chunk.sha256] = known
+                else:
+                    fresh.append(chunk)
+            if not fresh:
+                return
+            extents = self._packs.append(fresh)
+            for chunk, extent in zip(fresh, extents, strict=True):
+                number = ChunkNo(self._counters.next_chunk)
+                self._counters.next_chunk += 1
+                self._landing[chunk.sha256] = number
+                self._landing_extents[number] = (chunk.sha256, extent)
+                self._pin([number])
+                numbers[chunk.sha256] = number
+
+    def _known(self, digest: bytes) -> ChunkNo | None:
+        return self._landing.get(digest) or self.recent.get(digest)
+
+    def _committed(self, digest: bytes) -> ChunkNo | None:
+        for number in self._overlay.committed_numbers(layout.CHUNK_SHA256, digest):
+            value = self._overlay.get_anywhere(layout.CHUNKS, layout.u48(number))
+            if value is not None and value.startswith(digest):
+                return ChunkNo(number)
+        return None
+
+    def _pin(self, numbers: Iterable[ChunkNo]) -> None:
+        self._pins.update(numbers)
+
+    def _unpin(self, number: ChunkNo) -> None:
+        left = self._pins[number] - 1
+        if left > 0:
+            self._pins[number] = left
+            return
+        del self._pins[number]
+        landed = self._landing_extents.pop(number, None)
+        if landed is not None:
+            # Stored and never counted: its bytes in the pack are dead from the start.
+            self._landing.pop(landed[0], None)
+
+    def unpin(self, numbers: Sequence[ChunkNo]) -> None:
+        """Let go of chunks that came from intern() and will not be counted.  Any thread."""
+        with self._lock:
+            for number in numbers:
+                self._unpin(number)
+
+    # -- the event loop ----------------------------------------------------------------------
+
+    def get(self, number: ChunkNo) -> ChunkRecord:
+        """The record of a chunk.  Raises IndexDamagedError if there is none."""
+        value = self._overlay.get(layout.CHUNKS, layout.u48(number))
+        if value is None:
+            landing = self._landing_extents.get(number)
+            if landing is not None:
+                return ChunkRecord(landing[0], landing[1], 0)
+            raise IndexDamagedError(f"chunk {number} has no record")
+        return layout.unpack_chunk(value)
+
+    def at(self, sha256: bytes, pack: PackNo, offset: int) -> tuple[ChunkNo, Extent] | None:
+        """The chunk that lies just there, or None."""
+        number = self._known(sha256) or self._committed(sha256)
+        if number is not None:
+            extent = self.get(number).extent
+            if extent.pack == pack and extent.offset == offset:
+                return number, extent
+        return None
+
+    def landing_packs(self) -> set[PackNo]:
+        """Packs that hold chunks which no record names yet."""
+        with self._lock:
+            return {extent.pack for _, extent in self._landing_extents.values()}
+
+    def count(self, numbers: Sequence[ChunkNo]) -> None:
+        """Count one reference for each number and let go of its pin."""
+        with self._lock:
+            for number, times in Counter(numbers).items():
+                landing = self._landing_extents.pop(number, None)
+                if landing is not None:
+                    self._land(number, landing[0], landing[1], times)
+                else:
+                    self._add(number, times)
+                for _ in range(times):
+                    self._unpin(number)
+
+    def count_again(self, numbers: Sequence[ChunkNo]) -> None:
+        """Count one more reference for each number; all have some already."""
+        for number, times in Counter(numbers).items():
+            self._add(number, times)
+
+    def _land(self, number: ChunkNo, sha256: bytes, extent: Extent, refs: int) -> None:
+        self._landing.pop(sha256, None)
+        self.recent.add(sha256, number)
+        self._put(number, ChunkRecord(sha256, extent, refs))
+        self._overlay.put(layout.CHUNK_SHA256, layout.digest_key(sha256, number), b"")
+        self._table.gained(extent)
+        self._counters.chunks += 1
+        self._counters.raw_bytes += extent.raw_length
+        self._counters.stored_bytes += extent.stored_length
+
+    def _add(self, number: ChunkNo, times: int) -> None:
+        record = self.get(number)
+        self._put(number, record._replace(refs=record.refs + times))
+        if record.refs == 0:
+            self._overlay.delete(layout.DEAD, layout.dead_key(b"c", number))
+
+    def _put(self, number: ChunkNo, record: ChunkRecord) -> None:
+        self._overlay.put(layout.CHUNKS, layout.u48(number), layout.pack_chunk(record))
+
+    def uncount(self, numbers: Sequence[ChunkNo]) -> None:
+        """Take one reference from each number; those without any wait for the sweep."""
+        for number, times in Counter(numbers).items():
+            record = self.get(number)
+            if record.refs < times:
+                raise IndexDamagedError(f"chunk {number} has {record.refs} references")
+            self._put(number, record._replace(refs=record.refs - times))
+            if record.refs == times:
+                self._overlay.put(layout.DEAD, layout.dead_key(b"c", number), b"")
+
+    def move(self, number: ChunkNo, old: Extent, new: Extent, now_ns: int) -> bool:
+        """Point a chunk at a copy of its bytes; False when it was swept or moved meanwhile."""
+        value = self._overlay.get(layout.CHUNKS, layout.u48(number))
+        if value is None:
+            return False
+        record = layout.unpack_chunk(value)
+        if record.extent != old:
+            return False
+        self._put(number, record._replace(extent=new))
+        self._table.gained(new)
+        self._table.lost(old, now_ns)
+        return True
+
+    def sweep(self, number: ChunkNo, now_ns: int) -> bool:
+        """Remove the record of a dead chunk; False when somebody has come to need it."""
+        with self._lock:
+            self._overlay.delete(layout.DEAD, layout.dead_key(b"c", number))
+            value = self._overlay.get(layout.CHUNKS, layout.u48(number))
+            if value is None:
+                return False
+            record = layout.unpack_chunk(value)
+            if record.refs:
+                return False
+            if number in self._pins:
+                self._overlay.put(layout.DEAD, layout.dead_key(b"c", number), b"")
+                return False
+            self._overlay.delete(layout.CHUNKS, layout.u48(number))
+            self._overlay.delete(layout.CHUNK_SHA256, layout.digest_key(record.sha256, number))
+            self.recent.drop(record.sha256)
+        self._table.lost(record.extent, now_ns)
+        self._counters.chunks -= 1
+        self._counters.raw_bytes -= record.extent.raw_length
+        self._counters.stored_bytes -= record.extent.stored_length
+        return True

@@ -1,0 +1,93 @@
+"""From two directories to a mount that answers: the checks, then the daemon.
+
+Invariant: everything that can be known to go wrong is checked in :func:`check`, which changes
+nothing but a stale mount of the same store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cafs import log, storefile
+from cafs.cli import background
+from cafs.cli.output import note, warn
+from cafs.config import MountOptions, Settings
+from cafs.errors import AccessError
+from cafs.mount import mountpoint as where
+from cafs.mount.unmount import unmount
+
+
+def check(store: Path, mountpoint: Path, settings: Settings) -> MountOptions:
+    """Check that *store* can be mounted on *mountpoint* (both canonical) by this user.
+
+    A store that is not there yet is fine.  Takes a stale mount of this very store away, warns
+    of what will be hidden, and returns the options to mount with.  Raises what is in the way.
+    """
+    if storefile.is_store(store):
+        storefile.read(store)
+        _check_access(store)
+    where.check_apart(store, mountpoint)
+    options = _allow_other(settings)
+    where.check_fuse(options.allow_other)
+    if where.check_free(store, mountpoint):
+        note(f"{mountpoint} was left behind by a daemon that died; taking it away")
+        unmount(mountpoint, lazy=True)
+    hidden = where.check_directory(mountpoint)
+    if hidden is not None:
+        warn(f"{mountpoint} is not empty; while it is mounted these are hidden: {hidden}")
+    return options
+
+
+def _check_access(store: Path) -> None:
+    read_only = bool(os.statvfs(store).f_flag & os.ST_RDONLY)
+    # On a read-only disk nobody may write, but the store can still be read.
+    if not read_only and not os.access(store, os.R_OK | os.W_OK | os.X_OK):
+        raise AccessError(f"{store}: this user may not write to the store")
+
+
+def _allow_other(settings: Settings) -> MountOptions:
+    """Only root may let others in, unless fuse.conf says else; then the default gives way.
+
+    A user who trusts the default gets a mount of their own and is told; one who asked for it
+    gets the error of :func:`~cafs.mount.mountpoint.check_fuse`.
+    """
+    options = settings.mount
+    asked = "mount.allow_other" in settings.explicit
+    if asked or not options.allow_other or os.geteuid() == 0 or where.user_allow_other():
+        return options
+    note(
+        "only you will see this mount: to let others in, run as root, "
+        f"or add user_allow_other to {where.FUSE_CONF}"
+    )
+    return dataclasses.replace(options, allow_other=False)
+
+
+def serve_here(
+    store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
+) -> None:
+    """Serve in this process until the mount is gone; logs to stderr."""
+    log.to_stream(options.log_level, sys.stderr)
+    _serve(store, mountpoint, options, ready)
+
+
+def serve_in_background(
+    store: Path, mountpoint: Path, options: MountOptions, log_file: Path
+) -> int:
+    """Start a daemon that serves and logs to *log_file*; returns its pid when the mount answers.
+
+    Raises the error that kept the daemon from mounting.
+    """
+    serve = functools.partial(_serve, store, mountpoint, options)
+    return background.start(serve, log_file, options.log_level)
+
+
+def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
+    # Slow to import: it brings trio and pyfuse3.
+    from cafs.mount.run import run
+
+    run(store, mountpoint, options, ready)

@@ -1,0 +1,322 @@
+"""``cafs up``, ``init``, ``mount``, ``umount`` and ``status``: a store's life.
+
+Only looks, asks and prints: mounting is :mod:`cafs.mount.run`, making a store is
+:mod:`cafs.store`.  Invariant: whatever can be foreseen to fail is checked before anything is
+changed.
+
+Imports that are slow lie within the functions that need them: help is to come at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from shlex import quote
+from typing import Any, Final
+
+import click
+
+from cafs import lock, storefile
+from cafs.cli.frame import (
+    PATH_TYPE,
+    Frame,
+    command,
+    configured_store,
+    overrides,
+    resolve_store,
+    setting_options,
+    store_argument,
+    store_at,
+)
+from cafs.cli.output import note, say, say_json, tree
+from cafs.config import Settings
+from cafs.errors import (
+    DaemonAbsentError,
+    DaemonError,
+    MountpointError,
+    StoreMissingError,
+    UsageError,
+)
+from cafs.mount import mountpoint as where
+from cafs.units import duration_text, parse_duration, size_text
+
+LOG_NAME: Final = "cafs.log"
+"""Where a daemon logs, in the store's directory."""
+
+PATIENCE_S: Final = 3.0
+"""Nothing is said about a wait that is shorter."""
+
+
+def _program() -> str:
+    """How this program can be called again, for hints that one can paste."""
+    called = Path(sys.argv[0])
+    found = shutil.which("cafs")
+    if called.name != "cafs" or (found and os.path.realpath(found) == os.path.realpath(called)):
+        return "cafs"
+    return quote(str(called))
+
+
+@command("init", example="cafs init /var/lib/cafs/blobs\ncafs init /srv/store --chunk-avg 32KiB")
+@store_argument
+@setting_options("store")
+def init(frame: Frame, store: Path | None, **values: object) -> None:
+    """Make an empty store in directory STORE.
+
+    The directory is made, too; its parent must be there. How the store cuts files into chunks
+    is fixed from then on.
+    """
+    settings = frame.settings(overrides("store", values))
+    path = where.canonical(_named_store(frame, store))
+    _create(path, settings)
+    made = storefile.read(path)
+    if frame.json:
+        say_json({"store": str(path), "id": made.id.hex(), "format_version": made.format_version})
+    else:
+        say(f"made a store in {path}, chunks of about {size_text(made.params.chunk_avg)}")
+        say(f"mount it with: {_program()} mount {quote(str(path))} MOUNTPOINT --daemon")
+
+
+def _named_store(frame: Frame, given: Path | None) -> Path:
+    path = given or configured_store(frame)
+    if path is None:
+        raise UsageError("no store was named", advice="name the directory: cafs init STORE")
+    return path
+
+
+def _create(path: Path, settings: Settings) -> None:
+    if not path.parent.is_dir():
+        raise StoreMissingError(
+            f"{path}: the directory {path.parent} is not there, so no store can be made in it",
+            advice=f"make it: mkdir -p {quote(str(path.parent))}",
+        )
+    import cafs.store
+
+    cafs.store.create(path, settings.store)
+
+
+@command(
+    "mount",
+    example="cafs mount /var/lib/cafs/blobs /var/vcap/store/shared --daemon\n"
+    "cafs mount /srv/store /mnt --commit-interval 250ms --log-level debug",
+)
+@click.argument("where_", metavar="[STORE] [MOUNTPOINT]", nargs=-1, type=PATH_TYPE)
+@click.option("--daemon", is_flag=True, help="Return when the mount answers; log to STORE/cafs.log")
+@setting_options("mount")
+def mount(frame: Frame, where_: tuple[Path, ...], daemon: bool, **values: object) -> None:
+    """Mount STORE on MOUNTPOINT and serve it until it is unmounted.
+
+    In the foreground, logging to stderr (or to the journal), unless --daemon is given. Either
+    directory may be left out where the settings name it.
+    """
+    from cafs.cli.mounting import check, serve_here, serve_in_background
+
+    settings = frame.settings(overrides("mount", values))
+    store, mountpoint = _both(frame, where_, settings)
+    store = store_at(store)
+    mountpoint = where.canonical(mountpoint)
+    options = check(store, mountpoint, settings)
+    if daemon:
+        pid = serve_in_background(store, mountpoint, options, store / LOG_NAME)
+        if frame.json:
+            say_json({"store": str(store), "mountpoint": str(mountpoint), "pid": pid})
+        else:
+            say(f"mounted {store} on {mountpoint}, process {pid}")
+        return
+
+    def ready() -> None:
+        if frame.json:
+            say_json({"store": str(store), "mountpoint": str(mountpoint), "pid": os.getpid()})
+            sys.stdout.flush()
+
+    serve_here(store, mountpoint, options, ready)
+
+
+@command(
+    "up",
+    example="cafs up /var/lib/cafs/blobs /var/vcap/store/shared\ncafs up ~/demo/store ~/demo/mnt",
+)
+@click.argument("where_", metavar="[STORE] [MOUNTPOINT]", nargs=-1, type=PATH_TYPE)
+@setting_options("store")
+@setting_options("mount")
+def up(frame: Frame, where_: tuple[Path, ...], **values: object) -> None:
+    """Make STORE if it is not there, and mount it on MOUNTPOINT in the background.
+
+    Does nothing when the store is mounted there already.
+    """
+    from cafs.cli.mounting import check, serve_in_background
+
+    settings = frame.settings(overrides("store", values) | overrides("mount", values))
+    named_store, mountpoint = _both(frame, where_, settings)
+    mountpoint = where.canonical(mountpoint)
+    store = where.canonical(named_store)
+    mounted = where.mount_at(mountpoint)
+    is_up = mounted is not None and mounted.store == store and not where.is_stale(mounted)
+    made = False
+    pid = 0
+    if is_up:
+        held_by = lock.holder(store)
+        pid = held_by.pid if held_by else 0
+    else:
+        # All checks come first: a mountpoint that is missing must not leave a new store behind.
+        made = not storefile.is_store(store)
+        options = check(store, mountpoint, settings)
+        if made:
+            _create(store, settings)
+        pid = serve_in_background(store, mountpoint, options, store / LOG_NAME)
+    if frame.json:
+        answer = {"store": str(store), "mountpoint": str(mountpoint), "pid": pid, "made": made}
+        say_json(answer)
+        return
+    program = _program()
+    state = "was mounted already" if is_up else "is mounted"
+    say(f"{'new store' if made else 'store'} {store} {state} on {mountpoint} (process {pid})")
+    there, its_store = quote(str(mountpoint)), quote(str(store))
+    say(f"  try:   cp -a /usr/share/doc {there}/ && {program} status {its_store}")
+    say(f"  look:  {program} --help")
+    say(f"  log:   {store / LOG_NAME}")
+    say(f"  stop:  {program} umount {there}")
+
+
+def _both(frame: Frame, given: tuple[Path, ...], settings: Settings) -> tuple[Path, Path]:
+    if len(given) > 2:
+        raise UsageError(f"two directories are expected, not {len(given)}: STORE MOUNTPOINT")
+    store, mountpoint = configured_store(frame), settings.default.mountpoint
+    if len(given) == 2:
+        store, mountpoint = given
+    elif len(given) == 1 and (store is None or storefile.is_store(given[0])):
+        store = given[0]
+    elif len(given) == 1:
+        mountpoint = given[0]
+    if store is None:
+        raise UsageError("no store was named", advice="name both: STORE MOUNTPOINT")
+    if mountpoint is None:
+        raise UsageError(
+            f"no mountpoint was named for the store {store}", advice="name both: STORE MOUNTPOINT"
+        )
+    return store, mountpoint
+
+
+@command("umount", example="cafs umount /var/vcap/store/shared\ncafs umount /mnt --lazy")
+@click.argument("mountpoint", required=False, type=PATH_TYPE)
+@click.option("--lazy", is_flag=True, help="Take it out of the tree now; it ends with its users.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Cut off a daemon that hangs. Changes since the last commit may be lost.",
+)
+@click.option(
+    "--timeout",
+    default="10min",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to wait for the final commit.",
+)
+def umount(frame: Frame, mountpoint: Path | None, lazy: bool, force: bool, timeout: str) -> None:
+    """Unmount MOUNTPOINT, and wait until everything is on disk and the daemon has ended.
+
+    A store is accepted in place of its mountpoint, which may be left out when only one store is
+    mounted. A mount that a dead daemon left behind is taken away without any flag.
+    """
+    try:
+        timeout_s = parse_duration(timeout)
+    except ValueError as error:
+        raise UsageError(f"--timeout: {error}") from None
+    from cafs.mount.unmount import unmount
+
+    mount = _mount_of(mountpoint)
+    store = mount.store
+    assert store is not None
+    stale = where.is_stale(mount)
+    unmount(mount.path, lazy=lazy or stale, force=force)
+    # A lazy unmount lasts as long as its users; there is nothing that could be waited for.
+    ended = lazy or _await_end(store, timeout_s)
+    if frame.json:
+        answer = {"store": str(store), "mountpoint": str(mount.path), "stale": stale}
+        say_json(answer | {"ended": ended and not lazy})
+    elif stale:
+        say(f"took away {mount.path}, which a dead daemon of {store} had left behind")
+    elif lazy:
+        say(f"{mount.path} is out of the tree; the daemon of {store} ends with its last user")
+    else:
+        say(f"unmounted {store} from {mount.path}; everything is on disk")
+
+
+def _mount_of(given: Path | None) -> where.Mount:
+    table = where.mounts()
+    of_cafs = where.mounts_of_cafs(table)
+    if given is None:
+        if len(of_cafs) == 1:
+            return of_cafs[0]
+        paths = ", ".join(str(mount.path) for mount in of_cafs)
+        raise UsageError(
+            f"several stores are mounted: {paths}" if paths else "no store is mounted",
+            advice="name the mountpoint" if paths else "there is nothing to unmount",
+        )
+    path = where.canonical(given)
+    mount = where.mount_at(path, table)
+    if mount is not None and mount.store:
+        return mount
+    if mount is not None:
+        raise MountpointError(
+            f"{path} is no mount of cafs, but {mount.fstype} of {mount.source}",
+            advice=f"use: umount {quote(str(path))}",
+        )
+    of_store = [mount for mount in of_cafs if mount.store == path]
+    if of_store:
+        return of_store[-1]
+    raise MountpointError(
+        f"{path} is not a mountpoint", advice="see what is mounted: findmnt -t fuse.cafs"
+    )
+
+
+def _await_end(store: Path, timeout_s: float) -> bool:
+    """Wait for the daemon's end; raises :class:`DaemonError` when it takes too long."""
+    if lock.wait_until_free(store, min(PATIENCE_S, timeout_s)):
+        return True
+    held_by = lock.holder(store)
+    note(f"waiting for the final commit of {store} ({held_by})")
+    if lock.wait_until_free(store, max(0.0, timeout_s - PATIENCE_S)):
+        return True
+    raise DaemonError(
+        f"unmounted, but {store} is still in use by {lock.holder(store)} "
+        f"after {duration_text(timeout_s)}",
+        advice=f"see {store / LOG_NAME}; do not kill the daemon while it commits",
+    )
+
+
+@command("status", example="cafs status\ncafs status /var/lib/cafs/blobs --json")
+@store_argument
+def status(frame: Frame, store: Path | None) -> None:
+    """Show what is in STORE, and how it is.
+
+    Asks the daemon when the store is mounted, and reads the store otherwise.
+    """
+    path = resolve_store(store, frame)
+    answer = _status_of(path)
+    if frame.json:
+        say_json(answer)
+    else:
+        tree(answer)
+
+
+def _status_of(store: Path) -> dict[str, Any]:
+    from cafs import control
+
+    head: dict[str, Any] = {"store": str(store)}
+    try:
+        return head | {"mounted": True} | control.call(store, "status")
+    except DaemonAbsentError:
+        held_by = lock.holder(store)
+        if held_by is not None:
+            raise DaemonError(
+                f"{store} is in use by {held_by}, which does not answer",
+                advice=f"see {store / LOG_NAME}",
+            ) from None
+    import cafs.store
+
+    return head | {"mounted": False} | cafs.store.offline_status(store)
+
+
+COMMANDS = [up, init, mount, umount, status]

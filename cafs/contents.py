@@ -1,0 +1,300 @@
+"""Files as their users see them: the tree's records with what is being written on top.
+
+Owns the drafts, the times of writes that no record has yet, and who has a file open.  Belongs
+to the event loop.  Invariant: what attr() shows is what a reader of the mount must see now;
+what the records say is what a commit at this moment would keep.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from cafs.blobs.blobs import Blobs
+from cafs.blobs.draft import Draft
+from cafs.blobs.feeder import Feeder
+from cafs.blobs.ingest import Fed, Ingest, IngestStream
+from cafs.blobs.reader import Reader
+from cafs.blobs.spool import Spool
+from cafs.clock import Clock
+from cafs.durable import Disk
+from cafs.errors import CafsError
+from cafs.space import Space
+from cafs.tree import permissions
+from cafs.tree.tree import Tree
+from cafs.types import Attr, BlobNo, Ino
+from cafs.workers import Workers
+
+log = logging.getLogger(__name__)
+
+CAPABILITY = b"security.capability"
+
+
+class Contents:
+    """The content of all files of a store.  Implements what drafts need (Surroundings)."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        blobs: Blobs,
+        ingest: Ingest,
+        reader: Reader,
+        workers: Workers,
+        space: Space,
+        disk: Disk,
+        spool_directory: Path,
+        clock: Clock,
+        pending_limit: int,
+    ) -> None:
+        self.tree = tree
+        self.blobs = blobs
+        self.ingest = ingest
+        self.reader = reader
+        self.workers = workers
+        self._feeder = Feeder(ingest, workers)
+        self._space = space
+        self._disk = disk
+        self._spool_directory = spool_directory
+        self._clock = clock
+        self._pending_limit = pending_limit
+        self.pending_bytes = 0
+        """Bytes that wait in memory to become chunks."""
+        self._eased = trio.Event()
+        self._drafts: dict[Ino, Draft] = {}
+        self._touched: dict[Ino, int] = {}
+        self._openers: Counter[Ino] = Counter()
+        self._writers: Counter[Ino] = Counter()
+        self._to_settle: deque[Ino] = deque()
+        self.unfinished = trio.Event()
+        """Set when a file without writers needs more than a job to be finished."""
+        self._spools = 0
+
+    # -- what drafts need --------------------------------------------------------------------
+
+    def publish(self, ino: Ino, blob: BlobNo, size: int) -> None:
+        """See cafs.blobs.draft.Surroundings."""
+        self.tree.publish(ino, blob, size)
+
+    def new_spool(self, ino: Ino) -> Spool:
+        """See cafs.blobs.draft.Surroundings."""
+        self._spools += 1
+        return Spool(self._disk, self._spool_directory, f"{ino}.{self._spools}")
+
+    def feed(
+        self,
+        stream: IngestStream,
+        buffers: list[bytes],
+        final: bool,
+        done: Callable[[Fed | None, Exception | None], None],
+    ) -> None:
+        """See cafs.blobs.draft.Surroundings."""
+        self._feeder.feed(stream, buffers, final, done)
+
+    def hurry(self) -> None:
+        """See cafs.blobs.draft.Surroundings."""
+        self._feeder.flush()
+
+    def held(self, change_bytes: int) -> None:
+        """See cafs.blobs.draft.Surroundings."""
+        self.pending_bytes += change_bytes
+        if change_bytes < 0 and self.pending_bytes < self._pending_limit:
+            self._eased.set()
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def attr(self, ino: Ino) -> Attr:
+        """The attributes as of now.  Raises FsError(ESTALE)."""
+        attr = self.tree.inodes.get(ino)
+        draft = self._drafts.get(ino)
+        if draft is not None and draft.size != attr.size:
+            attr = attr._replace(size=draft.size)
+        touched = self._touched.get(ino)
+        if touched is not None:
+            attr = attr._replace(mtime_ns=touched, ctime_ns=max(touched, attr.ctime_ns))
+        return attr
+
+    async def read(self, ino: Ino, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file, shorter at its end.  Raises ChunkDamagedError."""
+        draft = self._drafts.get(ino)
+        if draft is not None:
+            return await draft.read(start, end)
+        attr = self.tree.inodes.get(ino)
+        end = min(end, attr.size)
+        if start >= end:
+            return b""
+        return await self.reader.read(attr.blob, start, end)
+
+    # -- opening and closing -----------------------------------------------------------------
+
+    def opened(self, ino: Ino, *, writable: bool) -> None:
+        """Somebody has the file open from now on."""
+        self._openers[ino] += 1
+        if writable:
+            self._writers[ino] += 1
+
+    def is_open(self, ino: Ino) -> bool:
+        """Whether somebody has the file open."""
+        return ino in self._openers
+
+    def closed(self, ino: Ino, *, writable: bool) -> None:
+        """Somebody let go of it; the last writer's leaving begins to finish its content."""
+        _decrement(self._openers, ino)
+        if writable:
+            _decrement(self._writers, ino)
+            if ino not in self._writers:
+                self._finish(ino)
+
+    def discard(self, ino: Ino) -> bool:
+        """Drop what is being written to a file that goes; False while somebody works on it."""
+        self._touched.pop(ino, None)
+        draft = self._drafts.get(ino)
+        if draft is None:
+            return True
+        if draft.busy:
+            return False
+        draft.discard()
+        del self._drafts[ino]
+        return True
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def _draft(self, ino: Ino) -> Draft:
+        draft = self._drafts.get(ino)
+        if draft is None:
+            attr = self.tree.inodes.get(ino)
+            draft = self._drafts[ino] = Draft(self, ino, attr.blob, attr.size)
+        return draft
+
+    async def write(self, ino: Ino, offset: int, data: bytes, *, privileged: bool) -> None:
+        """Write to a file.  Raises DiskFullError and its kin; then nothing was written."""
+        self._space.admit(self.pending_bytes + len(data))
+        while self.pending_bytes > self._pending_limit:
+            self._eased = trio.Event()
+            await self._eased.wait()
+        draft = self._draft(ino)
+        if not draft.append_now(offset, data):
+            await draft.write(offset, data)
+        self._changed(ino, privileged=privileged)
+
+    async def truncate(self, ino: Ino, size: int, *, privileged: bool) -> None:
+        """Set a file's size, as ftruncate(2): the times change even if the size does not."""
+        if size > self.attr(ino).size:
+            self._space.admit(0)
+        await self._draft(ino).truncate(size)
+        self._changed(ino, privileged=privileged)
+        if ino not in self._writers:
+            self._finish(ino)
+
+    def _changed(self, ino: Ino, *, privileged: bool) -> None:
+        self._touched[ino] = self._clock.now_ns()
+        attr = self.tree.inodes.get(ino)
+        if attr.mode & (stat.S_ISUID | stat.S_ISGID) and not privileged:
+            self.tree.inodes.put(ino, permissions.after_write(attr))
+        if self.tree.xattrs.get(ino, CAPABILITY) is not None:
+            self.tree.xattrs.remove(ino, CAPABILITY)
+
+    def save_times(self, ino: Ino | None = None) -> None:
+        """Put the times of writes into the records: of one inode, or of all before a commit."""
+        inos = list(self._touched) if ino is None else [ino] if ino in self._touched else []
+        for each in inos:
+            touched = self._touched.pop(each)
+            attr = self.tree.inodes.find(each)
+            if attr is not None:
+                ctime = max(touched, attr.ctime_ns)
+                self.tree.inodes.put(each, attr._replace(mtime_ns=touched, ctime_ns=ctime))
+
+    # -- settling ----------------------------------------------------------------------------
+
+    async def settle(self, ino: Ino) -> None:
+        """Bring all that was written to a file into its record.  Raises DiskFullError ..."""
+        draft = self._drafts.get(ino)
+        if draft is not None:
+            await draft.settle()
+        self.save_times(ino)
+
+    async def settle_all(self) -> None:
+        """Settle every file; a failure is kept by its draft and tried again next time."""
+        self._feeder.flush()
+
+        async def one(ino: Ino, draft: Draft) -> None:
+            try:
+                await draft.settle()
+            except CafsError as error:
+                if draft.error is None:
+                    log.error("inode %d: cannot store what was written: %s", ino, error)
+                draft.error = error
+                self._space.failed(error)
+            if ino not in self._writers and self._drafts.get(ino) is draft:
+                self._finished(ino)
+
+        async with trio.open_nursery() as nursery:
+            for ino, draft in list(self._drafts.items()):
+                if draft.dirty:
+                    nursery.start_soon(one, ino, draft)
+                elif ino not in self._writers:
+                    self._finished(ino)
+        self.save_times()
+
+    def _finish(self, ino: Ino) -> None:
+        """No writer is left: store the rest, soon, and give the blob its digests."""
+        draft = self._drafts.get(ino)
+        if draft is None:
+            return
+        attr = self.tree.inodes.find(ino)
+        if attr is None or (attr.nlink == 0 and ino not in self._openers):
+            # It has no name and nobody reads it: it is about to be reaped.
+            return
+        if not draft.dirty:
+            self._finished(ino)
+        elif not draft.finish_now(lambda: self._finished(ino)):
+            self._to_settle.append(ino)
+            self.unfinished.set()
+
+    def _finished(self, ino: Ino) -> None:
+        draft = self._drafts.get(ino)
+        if draft is None or ino in self._writers or draft.busy or draft.dirty:
+            if draft is not None and draft.error is not None:
+                self._space.failed(draft.error)
+            return
+        draft.take_digests()
+        draft.close()
+        del self._drafts[ino]
+
+    async def settle_unfinished(self) -> None:
+        """Settle the files that unfinished was set for."""
+        self.unfinished = trio.Event()
+        while self._to_settle:
+            ino = self._to_settle.popleft()
+            draft = self._drafts.get(ino)
+            if draft is None:
+                continue
+            try:
+                await draft.settle()
+            except CafsError as error:
+                draft.error = error
+                self._space.failed(error)
+            self._finished(ino)
+
+    @property
+    def being_written(self) -> int:
+        """Files with content that is not finished."""
+        return len(self._drafts)
+
+    def has_draft(self, ino: Ino) -> bool:
+        """Whether the file is being written or waits to be finished."""
+        return ino in self._drafts
+
+    def first_error(self) -> CafsError | None:
+        """Why something that was written cannot be stored, if so."""
+        return next((draft.error for draft in self._drafts.values() if draft.error), None)
+
+
+def _decrement(counter: Counter[Ino], ino: Ino) -> None:
+    counter[ino] -= 1
+    if counter[ino] <= 0:
+        del counter[ino]

@@ -1,0 +1,74 @@
+"""Digests for content that was written in pieces.
+
+Such content has a recipe but no digests; they are computed by reading it back once nobody
+writes to it any more, one blob at a time, behind everything else.  What waits is listed in the
+index, so a restart goes on where the last run stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from functools import partial
+
+import trio
+
+from cafs.blobs.blobs import Digests
+from cafs.contents import Contents
+from cafs.errors import CafsError
+from cafs.types import BlobNo, Ino
+
+log = logging.getLogger(__name__)
+
+PIECE = 4 << 20
+"""Bytes that are read and hashed at once."""
+PAUSE_S = 1.0
+
+
+class Hasher:
+    """Hashes blobs in the background.  Belongs to the event loop."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+
+    async def run(self) -> None:
+        """Look for work now and then, for ever."""
+        while True:
+            await trio.sleep(PAUSE_S)
+            await self.once()
+
+    async def once(self) -> int:
+        """Hash everything that nobody writes to; how many blobs."""
+        done = 0
+        for blob, ino in self._contents.blobs.unhashed():
+            done += await self._one(blob, ino)
+        return done
+
+    def _settled(self, blob: BlobNo, ino: Ino) -> bool:
+        attr = self._contents.tree.inodes.find(ino)
+        return attr is not None and attr.blob == blob and not self._contents.has_draft(ino)
+
+    async def _one(self, blob: BlobNo, ino: Ino) -> bool:
+        if not self._settled(blob, ino):
+            return False
+        size = self._contents.tree.inodes.get(ino).size
+        sha256, sha1 = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
+
+        def update(data: bytes) -> None:
+            sha256.update(data)
+            sha1.update(data)
+
+        for start in range(0, size, PIECE):
+            try:
+                data = await self._contents.reader.read(blob, start, min(start + PIECE, size))
+            except CafsError as error:
+                log.warning("inode %d cannot be hashed: %s", ino, error)
+                return False
+            await self._contents.workers.run(partial(update, data))
+            if not self._settled(blob, ino):
+                return False
+        digests = Digests(sha256.digest(), sha1.digest())
+        number = self._contents.blobs.hashed(blob, digests)
+        if number != blob:
+            self._contents.publish(ino, number, size)
+        return True

@@ -1,0 +1,75 @@
+"""The LMDB environment, for reading.
+
+Owns the one handle that this process may have on the index (LMDB forbids a second: closing
+it would drop the process's locks).  Writing is the writer process's business; nothing here
+ever begins a write transaction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lmdb
+
+from cafs.errors import IndexDamagedError, StoreError, StoreMissingError
+from cafs.index import layout
+
+MAP_SIZE = 1 << 40
+"""Upper bound of the index in bytes: address space only, the file grows as it is used."""
+MAX_READERS = 512
+
+
+class Environment:
+    """The index opened read-only, with all its databases."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            self._env = lmdb.open(
+                str(directory),
+                map_size=MAP_SIZE,
+                readonly=True,
+                create=False,
+                max_dbs=len(layout.DATABASES) + 1,
+                max_readers=MAX_READERS,
+                # The first reads of a cold index are random: reading ahead costs far more.
+                readahead=False,
+                max_spare_txns=8,
+            )
+            self.databases = [self._env.open_db(name, create=False) for name in layout.DATABASES]
+        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.NotFoundError) as error:
+            raise IndexDamagedError(f"{directory}: {error}") from error
+        except lmdb.VersionMismatchError as error:
+            raise IndexDamagedError(f"{directory}: another LMDB version wrote it") from error
+        except lmdb.ReadersFullError as error:
+            raise StoreError(f"{directory}: all {MAX_READERS} reader slots are taken") from error
+        except lmdb.Error as error:
+            if not (directory / "data.mdb").exists():
+                raise StoreMissingError(f"{directory} has no index") from error
+            raise StoreError(f"{directory}: {error}") from error
+
+    def begin(self) -> lmdb.Transaction[bytes]:
+        """A read transaction on the newest commit."""
+        return self._env.begin()
+
+    def clear_dead_readers(self) -> int:
+        """Free the reader slots of processes that died; returns how many."""
+        return self._env.reader_check()
+
+    def used_bytes(self) -> int:
+        """Bytes of the index that are in use (the file may be longer: pages to be reused)."""
+        with self._env.begin() as txn:
+            total = 0
+            for database in (None, *self.databases):
+                stat = txn.stat(database) if database is not None else self._env.stat()
+                pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+                total += pages * stat["psize"]
+            return total
+
+    def file_bytes(self) -> int:
+        """Bytes that the index takes on disk."""
+        return (self.directory / "data.mdb").stat().st_blocks * 512
+
+    def close(self) -> None:
+        """Unmap the index; all transactions must have ended."""
+        self._env.close()

@@ -1,0 +1,234 @@
+"""The index as this process sees it: what is committed, and above it what is not yet.
+
+Owns the pending changes and the read transaction.  All methods belong to one thread (the
+event loop) unless they say otherwise.  The invariant: a key's value is that of the newest
+layer that has the key, in the order *active* (since the last snapshot), *frozen* (on its way
+to disk), LMDB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lmdb
+from sortedcontainers import SortedDict
+
+from cafs.errors import IndexDamagedError
+from cafs.index import layout
+from cafs.index.env import Environment
+from cafs.types import Generation
+
+Layer = list[dict[bytes, "bytes | None"]]
+"""One dict a database; None says that the key was deleted."""
+
+_MISSING: Any = object()
+
+
+def _new_layer() -> Layer:
+    return [
+        SortedDict() if number in layout.RANGED else {} for number in range(len(layout.DATABASES))
+    ]
+
+
+class Overlay:
+    """Reads through all layers; writes into the uppermost."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._active = _new_layer()
+        self._frozen: Layer | None = None
+        self._txn = env.begin()
+        self._changes = 0
+        self.generation = Generation(0)
+        """Generation of the changes that are now being gathered."""
+
+    @property
+    def pending(self) -> int:
+        """Changes that are not committed (a key that changes twice counts twice)."""
+        return self._changes
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something is gathered that no snapshot holds yet."""
+        return any(self._active)
+
+    def get(self, database: int, key: bytes) -> bytes | None:
+        """The value of a key, or None.  Raises IndexDamagedError on a bad page."""
+        value = self._active[database].get(key, _MISSING)
+        if value is not _MISSING:
+            return value  # type: ignore[no-any-return]
+        if self._frozen is not None:
+            value = self._frozen[database].get(key, _MISSING)
+            if value is not _MISSING:
+                return value  # type: ignore[no-any-return]
+        try:
+            return self._txn.get(key, db=self._env.databases[database])
+        except lmdb.Error as error:
+            raise damaged(database, error) from error
+
+    def get_anywhere(self, database: int, key: bytes) -> bytes | None:
+        """As get(), for a thread other than the owner.
+
+        Looks at the layers first and only then begins a transaction: a commit that empties a
+        layer in between is in that transaction.
+        """
+        for layer in (self._active, self._frozen):
+            if layer is not None:
+                value = layer[database].get(key, _MISSING)
+                if value is not _MISSING:
+                    return value  # type: ignore[no-any-return]
+        try:
+            with self._env.begin() as txn:
+                return txn.get(key, db=self._env.databases[database])
+        except lmdb.Error as error:
+            raise damaged(database, error) from error
+
+    def committed_numbers(self, database: int, digest: bytes) -> list[int]:
+        """Numbers under a digest's prefix in the newest commit.  Any thread."""
+        prefix = digest[: layout.DIGEST_PREFIX]
+        numbers = []
+        try:
+            with (
+                self._env.begin() as txn,
+                txn.cursor(self._env.databases[database]) as cursor,
+            ):
+                found = cursor.set_range(prefix)
+                while found and (key := cursor.key()).startswith(prefix):
+                    numbers.append(layout.digest_number(key))
+                    found = cursor.next()
+        except lmdb.Error as error:
+            raise damaged(database, error) from error
+        return numbers
+
+    def put(self, database: int, key: bytes, value: bytes) -> None:
+        """Set a key."""
+        self._active[database][key] = value
+        self._changes += 1
+
+    def delete(self, database: int, key: bytes) -> None:
+        """Remove a key; one that is not there is no error."""
+        self._active[database][key] = None
+        self._changes += 1
+
+    def scan(self, database: int, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys from *start* on that begin with *prefix*, in order, with their values.
+
+        The caller may stop at any time and must not change the database while it goes on.
+        """
+        layers: list[Iterator[bytes]] = []
+        sources: list[dict[bytes, bytes | None]] = []
+        for layer in (self._active, self._frozen):
+            if layer is not None and layer[database]:
+                sources.append(layer[database])
+                layers.append(layer[database].irange(start))  # type: ignore[attr-defined]
+        committed = self._scan_committed(database, start, prefix)
+        if not layers:
+            yield from committed
+            return
+        heads: list[bytes | None] = [next(keys, None) for keys in layers]
+        below = next(committed, None)
+        while True:
+            candidates = [head for head in heads if head is not None]
+            if below is not None:
+                candidates.append(below[0])
+            if not candidates:
+                return
+            key = min(candidates)
+            if not key.startswith(prefix):
+                return
+            value: bytes | None = None
+            taken = False
+            for index, head in enumerate(heads):
+                if head == key:
+                    if not taken:
+                        value, taken = sources[index][key], True
+                    heads[index] = next(layers[index], None)
+            if below is not None and below[0] == key:
+                if not taken:
+                    value = below[1]
+                below = next(committed, None)
+            if value is not None:
+                yield key, value
+
+    def _scan_committed(
+        self, database: int, start: bytes, prefix: bytes
+    ) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            with self._txn.cursor(self._env.databases[database]) as cursor:
+                if not cursor.set_range(start):
+                    return
+                for key, value in cursor.iternext():
+                    if not key.startswith(prefix):
+                        return
+                    yield key, value
+        except lmdb.Error as error:
+            raise damaged(database, error) from error
+
+    def floor(self, database: int, key: bytes, prefix: bytes) -> bytes | None:
+        """The greatest key up to *key* that begins with *prefix*, or None."""
+        while True:
+            best = self._floor_committed(database, key)
+            for layer in (self._active, self._frozen):
+                if layer is not None and layer[database]:
+                    found = next(
+                        layer[database].irange(None, key, reverse=True),  # type: ignore[attr-defined]
+                        None,
+                    )
+                    if found is not None and (best is None or found > best):
+                        best = found
+            if best is None or not best.startswith(prefix):
+                return None
+            if self.get(database, best) is not None:
+                return best
+            # Deleted: look below it.
+            key = _before(best)
+
+    def _floor_committed(self, database: int, key: bytes) -> bytes | None:
+        try:
+            with self._txn.cursor(self._env.databases[database]) as cursor:
+                if cursor.set_range(key):
+                    if cursor.key() == key:
+                        return key
+                    return cursor.key() if cursor.prev() else None
+                return cursor.key() if cursor.last() else None
+        except lmdb.Error as error:
+            raise damaged(database, error) from error
+
+    def freeze(self) -> Layer:
+        """Take what has gathered as the next commit; call again only after thaw()."""
+        if self._frozen is None:
+            self._frozen, self._active = self._active, _new_layer()
+            self.generation = Generation(self.generation + 1)
+        return self._frozen
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a snapshot is on its way to disk (or failed and waits to be tried again)."""
+        return self._frozen is not None
+
+    def thaw(self) -> None:
+        """The frozen layer is committed: read it from LMDB from now on."""
+        frozen, self._frozen = self._frozen, None
+        assert frozen is not None
+        self.renew()
+        self._changes = sum(map(len, self._active))
+
+    def renew(self) -> None:
+        """Read from the newest commit."""
+        self._txn.abort()
+        self._txn = self._env.begin()
+
+    def close(self) -> None:
+        """End the read transaction."""
+        self._txn.abort()
+
+
+def _before(key: bytes) -> bytes:
+    """The greatest key of the same length that is smaller."""
+    return (int.from_bytes(key, "big") - 1).to_bytes(len(key), "big")
+
+
+def damaged(database: int, error: lmdb.Error) -> IndexDamagedError:
+    """What LMDB found wrong, with the database's name."""
+    return IndexDamagedError(f"index database {layout.DATABASES[database].decode()}: {error}")

@@ -1,0 +1,128 @@
+"""The process that writes the index: one LMDB transaction with sync for each batch it is sent.
+
+It is a process and not a thread because py-lmdb gives up and takes back the interpreter lock
+around every put: thousands of puts beside a busy event loop would each wait for the lock and
+make every request of the mount wait in turn (docs/decisions/0003-writer-process.md).
+
+Speaks frames over standard input and output: an 8-byte little-endian length, then a marshal of
+``(command, argument)``; answers ``(ok, kind, text)``.  marshal is safe here: both ends are the
+same interpreter, and a frame that is not whole is never looked at.  Ends at end of file, so it
+dies with its parent.  It holds the store's lock (an inherited descriptor) as long as it lives.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import signal
+import struct
+import sys
+from typing import Any, BinaryIO
+
+import lmdb
+
+from cafs.index import layout
+from cafs.index.env import MAP_SIZE, MAX_READERS
+
+_LENGTH = struct.Struct("<Q")
+
+
+def _open(directory: str) -> tuple[lmdb.Environment, list[Any]]:
+    env = lmdb.open(
+        directory,
+        map_size=MAP_SIZE,
+        max_dbs=len(layout.DATABASES) + 1,
+        max_readers=MAX_READERS,
+        readahead=False,
+        mode=0o600,
+    )
+    env.reader_check()
+    return env, [env.open_db(name) for name in layout.DATABASES]
+
+
+def _write(env: lmdb.Environment, databases: list[Any], layer: list[dict[bytes, Any]]) -> None:
+    with env.begin(write=True) as txn:
+        for number, changes in enumerate(layer):
+            if not changes:
+                continue
+            database = databases[number]
+            last = b""
+            if number in layout.SEQUENTIAL:
+                with txn.cursor(database) as cursor:
+                    last = cursor.key() if cursor.last() else b""
+            # In key order neighbours share pages, which then are copied and written once.
+            for key in sorted(changes):
+                value = changes[key]
+                if value is None:
+                    txn.delete(key, db=database)
+                else:
+                    append = number in layout.SEQUENTIAL and key > last
+                    txn.put(key, value, db=database, append=append)
+                    if append:
+                        last = key
+
+
+def _answer(
+    env: lmdb.Environment, databases: list[Any], command: str, argument: Any
+) -> tuple[bool, str, str]:
+    try:
+        if command == "write":
+            _write(env, databases, argument)
+        elif command == "copy":
+            env.copy(argument, compact=True)
+        else:
+            return False, "defect", f"unknown command {command}"
+    except lmdb.MapFullError as error:
+        return False, "full", str(error)
+    except (lmdb.Error, OSError) as error:
+        code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
+        kind = {errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EROFS: "readonly"}.get(
+            code, "damaged" if isinstance(error, lmdb.CorruptedError) else "io"
+        )
+        return False, kind, f"{error}"
+    return True, "", ""
+
+
+def _read_exactly(stream: BinaryIO, length: int) -> bytes | None:
+    pieces = bytearray()
+    while len(pieces) < length:
+        piece = stream.read(length - len(pieces))
+        if not piece:
+            return None
+        pieces += piece
+    return bytes(pieces)
+
+
+def main(directory: str) -> int:
+    """Serve until end of file."""
+    # Ctrl-C and service managers signal the whole group: only the parent decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    opened: tuple[lmdb.Environment, list[Any]] | None = None
+    while True:
+        head = _read_exactly(source, _LENGTH.size)
+        if head is None:
+            return 0
+        frame = _read_exactly(source, _LENGTH.unpack(head)[0])
+        if frame is None:
+            return 0
+        command, argument = marshal.loads(frame)
+        try:
+            # Opened at the first batch and again after a failure to: the disk may have
+            # come back meanwhile.
+            opened = opened or _open(directory)
+        except lmdb.Error as error:
+            text = str(error)
+            kind = "readonly" if "Read-only" in text else "full" if "No space" in text else "io"
+            answer = (False, kind, text)
+        else:
+            answer = _answer(*opened, command, argument)
+        reply = marshal.dumps(answer)
+        sink.write(_LENGTH.pack(len(reply)) + reply)
+        sink.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

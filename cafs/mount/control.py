@@ -1,0 +1,141 @@
+"""The daemon's end of the control socket: questions and orders of the command line.
+
+One JSON object a line, as cafs.control says.  Each command is one small method; whatever it
+raises reaches the caller as the class that it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from cafs.control import MAX_LINE_BYTES, NAME, error_fields
+from cafs.errors import CafsError, UsageError
+from cafs.mount import translate
+from cafs.mount.kernel import Tuning
+from cafs.operate.compact import Compactor
+from cafs.operate.sweep import Sweeper
+from cafs.store import Store
+
+log = logging.getLogger(__name__)
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class ControlServer:
+    """Serves one store's control socket."""
+
+    def __init__(self, store: Store, mountpoint: Path, tuning: list[Tuning]) -> None:
+        self._store = store
+        self._mountpoint = mountpoint
+        self._tuning = tuning
+        self.sweeper = Sweeper(store)
+        self.compactor = Compactor(store)
+        self._commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "status": self._status,
+            "commit": self._commit,
+            "sweep": self._sweep,
+            "compact": self._compact,
+        }
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        path = self._store.path / NAME
+        try:
+            path.unlink(missing_ok=True)
+            listening = _listen(path)
+        except OSError as error:
+            log.warning("no control socket %s: %s", path, error.strerror)
+            return
+        try:
+            await trio.serve_listeners(
+                self._serve, [trio.SocketListener(trio.socket.from_stdlib_socket(listening))]
+            )
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        async def send(answer: dict[str, Any]) -> None:
+            await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+        try:
+            request = bytearray()
+            while not request.endswith(b"\n"):
+                piece = await stream.receive_some(65536)
+                if not piece or len(request) > MAX_LINE_BYTES:
+                    return
+                request += piece
+            await send(await self._answer(bytes(request), send))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # The caller went away; what it ordered has been done all the same.
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _answer(self, line: bytes, send: Send) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            command = self._commands.get(request.pop("command", ""))
+            if command is None:
+                raise UsageError("the daemon does not know this command; is it an older cafs?")
+            return {"ok": True} | await command(send, **request)
+        except CafsError as error:
+            return {"ok": False} | error_fields(error)
+        except (trio.BrokenResourceError, trio.Cancelled):
+            raise
+        except Exception as defect:
+            log.exception("defect in a control command")
+            return {"ok": False} | error_fields(CafsError(f"defect in the daemon: {defect!r}"))
+
+    async def _status(self, send: Send) -> dict[str, Any]:
+        answer = self._store.status()
+        answer["mountpoint"] = str(self._mountpoint)
+        answer["pid"] = os.getpid()
+        answer["defects_count"] = translate.defects
+        answer["kernel"] = {
+            each.name: each.value or f"not set: {each.problem}" for each in self._tuning
+        }
+        return answer
+
+    async def _commit(self, send: Send) -> dict[str, Any]:
+        await self._store.sync_all()
+        return {"generation": self._store.counters.generation}
+
+    async def _sweep(self, send: Send) -> dict[str, Any]:
+        await self._store.contents.settle_all()
+        swept = await self.sweeper.once()
+        await self._store.commit()
+        return {"swept_count": swept}
+
+    async def _compact(self, send: Send, grace_s: float | None = None) -> dict[str, Any]:
+        grace = self._store.options.grace if grace_s is None else grace_s
+        await self.sweeper.once()
+        freed = await self.compactor.whole(grace)
+        return {"freed_bytes": freed}
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket at *path*, whose length may exceed what an address holds."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        old = os.umask(0o177)
+        try:
+            listening.bind(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.umask(old)
+        listening.listen(16)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.close(directory)
+    return listening

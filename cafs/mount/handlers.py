@@ -1,0 +1,443 @@
+"""FUSE requests over the store: translation only.
+
+One method a request; permissions were checked by the kernel (default_permissions).  A handler
+without an await is atomic and is everybody's service time, so what may take long is awaited.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyfuse3
+from pyfuse3 import FUSEError, RequestContext
+
+from cafs.errors import FsError
+from cafs.mount.translate import BLOCK_SIZE, entry, handler, no_entry
+from cafs.store import Store
+from cafs.tree import permissions
+from cafs.tree.permissions import ACCESS, DEFAULT
+from cafs.types import Attr, Ino
+
+BYTES_PER_INODE = 512
+"""What an inode with its name takes of the index, about: the basis of df -i."""
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
+DAY_NS = 86400 * 10**9
+TIME_MAX_NS = (1 << 63) - 1
+"""The last time that a record can hold, in 2262; as on ext4 what is beyond becomes the bound."""
+DOT, DOT_DOT = 1, 2
+
+
+class OpenFile(NamedTuple):
+    """What a file handle stands for."""
+
+    ino: Ino
+    writable: bool
+    privileged: bool
+    """Opened by root: its writes leave setuid and setgid as they are (CAP_FSETID)."""
+    noatime: bool
+    """Opened with O_NOATIME: its reads leave no trace."""
+
+
+class Handlers(pyfuse3.Operations):
+    """The requests of one mount."""
+
+    supports_dot_lookup = True
+    enable_acl = True
+    enable_writeback_cache = False
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+        self._tree = store.tree
+        self._contents = store.contents
+        self._relatime = store.options.atime == "relatime"
+        self._files: dict[int, OpenFile] = {}
+        self._next_handle = 1
+
+    # -- attributes --------------------------------------------------------------------------
+
+    @handler
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name."""
+        ino = self._tree.lookup(Ino(parent_inode), name)
+        return no_entry() if ino is None else self._entry(ino)
+
+    def _entry(self, ino: Ino) -> pyfuse3.EntryAttributes:
+        return entry(ino, self._contents.attr(ino))
+
+    @handler
+    async def getattr(self, inode: int, ctx: RequestContext) -> pyfuse3.EntryAttributes:
+        """Attributes of an inode."""
+        return self._entry(Ino(inode))
+
+    @handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Change attributes, size included."""
+        ino = Ino(inode)
+        self._contents.save_times(ino)
+        old = self._contents.attr(ino)
+        new = self._wanted(old, attr, fields)
+        if new == old and not fields.update_size and self._store.space.read_only:
+            # bpm and pre-start scripts set what is set already, also on a read-only disk.
+            return entry(ino, old)
+        self._store.space.admit_removal()
+        if fields.update_size:
+            privileged = ctx.uid == 0
+            await self._contents.truncate(ino, attr.st_size, privileged=privileged)
+            self._contents.save_times(ino)
+            new = self._wanted(self._tree.inodes.get(ino), attr, fields)
+        changes = fields.update_mode or fields.update_uid or fields.update_gid
+        if changes or fields.update_atime or fields.update_mtime or not fields.update_size:
+            self._apply(ino, new, chmod=fields.update_mode)
+        return self._entry(ino)
+
+    def _wanted(
+        self, old: Attr, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
+    ) -> Attr:
+        new = old
+        if (
+            fields.update_uid
+            or fields.update_gid
+            or not (
+                fields.update_mode
+                or fields.update_size
+                or fields.update_atime
+                or fields.update_mtime
+            )
+        ):
+            # Without any field it was chown(-1, -1), which also takes setuid away.
+            new = permissions.after_chown(
+                new._replace(
+                    uid=attr.st_uid if fields.update_uid else new.uid,
+                    gid=attr.st_gid if fields.update_gid else new.gid,
+                )
+            )
+        if fields.update_mode:
+            new = new._replace(mode=stat.S_IFMT(new.mode) | attr.st_mode & 0o7777)
+        if fields.update_atime:
+            new = new._replace(atime_ns=_time(attr.st_atime_ns))
+        if fields.update_mtime:
+            new = new._replace(mtime_ns=_time(attr.st_mtime_ns))
+        return new
+
+    def _apply(self, ino: Ino, new: Attr, *, chmod: bool) -> None:
+        record = self._tree.inodes.get(ino)
+        now = self._store.clock.now_ns()
+        # The size is the draft's business, not the record's.
+        self._tree.inodes.put(ino, new._replace(size=record.size, blob=record.blob, ctime_ns=now))
+        if chmod:
+            acl = self._tree.xattrs.get(ino, ACCESS)
+            if acl is not None:
+                self._tree.xattrs.put(ino, ACCESS, permissions.acl_after_chmod(acl, new.mode))
+
+    @handler
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """Room: of the disk below, and for so many inodes as its free space allows."""
+        space, counters = self._store.space, self._store.counters
+        result = pyfuse3.StatvfsData()
+        free = space.free()
+        result.f_bsize = result.f_frsize = BLOCK_SIZE
+        result.f_blocks = space.total // BLOCK_SIZE
+        result.f_bfree = result.f_bavail = free // BLOCK_SIZE
+        result.f_ffree = result.f_favail = free // BYTES_PER_INODE
+        result.f_files = counters.inodes + result.f_ffree
+        result.f_namemax = 255
+        return result
+
+    # -- names -------------------------------------------------------------------------------
+
+    async def _create(
+        self, parent: int, name: bytes, mode: int, ctx: RequestContext, **more: object
+    ) -> Ino:
+        self._store.space.admit(0)
+        if self._store.overlay.pending > self._store.options.overlay_limit:
+            await self._store.make_room()
+        return self._tree.create(Ino(parent), name, mode, ctx.uid, ctx.gid, **more)  # type: ignore[arg-type]
+
+    @handler
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Make a file, device node, FIFO or socket."""
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        special = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+        return self._entry(
+            await self._create(parent_inode, name, mode, ctx, rdev=rdev if special else 0)
+        )
+
+    @handler
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Make a directory."""
+        return self._entry(await self._create(parent_inode, name, mode, ctx))
+
+    @handler
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Make a symbolic link."""
+        mode = stat.S_IFLNK | 0o777
+        return self._entry(await self._create(parent_inode, name, mode, ctx, target=target))
+
+    @handler
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Make a hard link."""
+        self._store.space.admit(0)
+        self._contents.save_times(Ino(inode))
+        self._tree.link(Ino(inode), Ino(new_parent_inode), new_name)
+        return self._entry(Ino(inode))
+
+    @handler
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        """A symbolic link's target."""
+        self._accessed(Ino(inode))
+        return self._tree.readlink(Ino(inode))
+
+    @handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove a name; the inode goes when the kernel forgets it."""
+        self._store.space.admit_removal()
+        if self._store.overlay.pending > self._store.options.overlay_limit:
+            await self._store.make_room()
+        self._tree.unlink(Ino(parent_inode), name)
+
+    @handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove an empty directory."""
+        self._store.space.admit_removal()
+        self._tree.rmdir(Ino(parent_inode), name)
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        """Rename; what has moved into place is on disk when this returns."""
+        self._store.space.admit_removal()
+        ino = self._tree.lookup(Ino(parent_inode_old), name_old)
+        if ino is None:
+            raise FsError(errno.ENOENT)
+        await self._contents.settle(ino)
+        self._tree.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
+        await self._store.commit()
+
+    @handler
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel lets go of inodes: those without a name go."""
+        for ino, _ in inode_list:
+            self._store.forget(Ino(ino))
+
+    # -- directories -------------------------------------------------------------------------
+
+    @handler
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """A directory's handle is its inode number: a listing has no state of its own."""
+        self._tree.inodes.get(Ino(inode))
+        return inode
+
+    @handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List a directory from a cookie on, with attributes."""
+        directory = Ino(fh)
+        attr = self._contents.attr(directory)
+        self._accessed(directory)
+        reply = pyfuse3.readdir_reply
+        if start_id < DOT and not reply(token, b".", entry(directory, attr), DOT):
+            return
+        if start_id < DOT_DOT:
+            parent = Ino(attr.aux)
+            if not reply(token, b"..", entry(parent, self._contents.attr(parent)), DOT_DOT):
+                return
+        get = self._contents.attr
+        for found in self._tree.listing(directory, max(start_id, DOT_DOT)):
+            if not reply(token, found.name, entry(found.ino, get(found.ino)), found.cookie):
+                return
+
+    @handler
+    async def releasedir(self, fh: int) -> None:
+        """Nothing was held."""
+
+    @handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """All that is in the tree is on disk when this returns."""
+        await self._store.commit()
+
+    # -- files -------------------------------------------------------------------------------
+
+    def _open(self, ino: Ino, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:
+        number = self._next_handle
+        self._next_handle += 1
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        noatime = bool(flags & os.O_NOATIME)
+        self._files[number] = OpenFile(ino, writable, ctx.uid == 0, noatime)
+        self._contents.opened(ino, writable=writable)
+        return pyfuse3.FileInfo(fh=number, keep_cache=True)
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> pyfuse3.FileInfo:
+        """Open a file, perhaps truncating it (the kernel leaves O_TRUNC to us)."""
+        ino = Ino(inode)
+        self._tree.inodes.get(ino)
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            self._store.space.admit_removal()
+        info = self._open(ino, flags, ctx)
+        if flags & os.O_TRUNC:
+            try:
+                await self._contents.truncate(ino, 0, privileged=ctx.uid == 0)
+            except BaseException:
+                self._close(info.fh)
+                raise
+        return info
+
+    @handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Make a file and open it."""
+        mode = mode & 0o7777 | stat.S_IFREG
+        ino = await self._create(parent_inode, name, mode, ctx)
+        return self._open(ino, flags, ctx), self._entry(ino)
+
+    @handler
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Read from a file."""
+        file = self._files[fh]
+        if not file.noatime:
+            self._accessed(file.ino)
+        return await self._contents.read(file.ino, off, off + size)
+
+    @handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write to a file; O_SYNC is the kernel's, which sends an fsync after it."""
+        file = self._files[fh]
+        await self._contents.write(file.ino, off, buf, privileged=file.privileged)
+        return len(buf)
+
+    @handler
+    async def flush(self, fh: int) -> None:
+        """close(2) promises nothing; the kernel need not ask again."""
+        raise FUSEError(errno.ENOSYS)
+
+    @handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """The file is on disk, with its name, when this returns."""
+        await self._store.sync_file(self._files[fh].ino)
+
+    @handler
+    async def release(self, fh: int) -> None:
+        """The last descriptor of an open file is gone."""
+        self._close(fh)
+
+    def _close(self, fh: int) -> None:
+        file = self._files.pop(fh)
+        self._contents.closed(file.ino, writable=file.writable)
+
+    def _accessed(self, ino: Ino) -> None:
+        """relatime: note an access if the last one noted is older than a change or a day."""
+        if not self._relatime or self._store.space.read_only:
+            return
+        attr = self._contents.attr(ino)
+        now = self._store.clock.now_ns()
+        if attr.mtime_ns < attr.atime_ns > attr.ctime_ns and now - attr.atime_ns < DAY_NS:
+            return
+        record = self._tree.inodes.get(ino)
+        self._tree.inodes.put(ino, record._replace(atime_ns=now))
+
+    # -- extended attributes -----------------------------------------------------------------
+
+    @handler
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """The value of an extended attribute."""
+        value = self._tree.xattrs.get(Ino(inode), name)
+        if value is None:
+            raise FUSEError(_missing(name))
+        return value
+
+    @handler
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        """The names of the extended attributes; trusted ones for root only."""
+        return [
+            name
+            for name in self._tree.xattrs.names(Ino(inode))
+            if ctx.uid == 0 or not name.startswith(b"trusted.")
+        ]
+
+    @handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Set an extended attribute, or an ACL, which may be all in the mode."""
+        ino = Ino(inode)
+        self._store.space.admit(0)
+        if name in (ACCESS, DEFAULT):
+            self._set_acl(ino, name, value, ctx)
+        elif name in XATTR_NAMESPACES:
+            raise FsError(errno.EINVAL)
+        elif name.startswith(XATTR_NAMESPACES):
+            self._tree.xattrs.put(ino, name, value)
+        else:
+            raise FsError(errno.EOPNOTSUPP)
+        self._changed(ino)
+
+    def _set_acl(self, ino: Ino, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        entries = permissions.parse_acl(value)
+        attr = self._tree.inodes.get(ino)
+        if name == DEFAULT and not stat.S_ISDIR(attr.mode):
+            raise FsError(errno.EACCES)
+        plain = False
+        if name == ACCESS:
+            mode, plain = permissions.mode_of_acl(entries, attr.mode)
+            if mode & stat.S_ISGID and not _in_group(attr.gid, ctx):
+                # The kernel's word for it (FUSE_SETXATTR_ACL_KILL_SGID) reaches no handler.
+                mode &= ~stat.S_ISGID
+            self._tree.inodes.put(ino, attr._replace(mode=mode))
+        if plain or not entries:
+            self._tree.xattrs.remove(ino, name)
+        else:
+            self._tree.xattrs.put(ino, name, value)
+
+    @handler
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Remove an extended attribute."""
+        self._store.space.admit_removal()
+        if not self._tree.xattrs.remove(Ino(inode), name):
+            raise FUSEError(_missing(name))
+        self._changed(Ino(inode))
+
+    def _changed(self, ino: Ino) -> None:
+        attr = self._tree.inodes.get(ino)
+        self._tree.inodes.put(ino, attr._replace(ctime_ns=self._store.clock.now_ns()))
+
+
+def _time(ns: int) -> int:
+    return max(-TIME_MAX_NS, min(ns, TIME_MAX_NS))
+
+
+def _missing(name: bytes) -> int:
+    """Why there is no such attribute: it is not set, or there can be none of that name."""
+    known = name in (ACCESS, DEFAULT) or name.startswith(XATTR_NAMESPACES)
+    return errno.ENODATA if known else errno.EOPNOTSUPP
+
+
+def _in_group(gid: int, ctx: RequestContext) -> bool:
+    return ctx.uid == 0 or gid == ctx.gid or gid in pyfuse3.get_sup_groups(ctx.pid)

@@ -1,0 +1,108 @@
+"""Serving a mount: from opening the store to the final commit."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from cafs.config import MountOptions
+from cafs.errors import CafsError, MountError
+from cafs.mount import mountpoint as where
+from cafs.mount.control import ControlServer
+from cafs.mount.handlers import Handlers
+from cafs.mount.kernel import Tuning, mount_options, tune
+from cafs.store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long the event loop may keep the interpreter from a worker that wants it back."""
+
+
+def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Serve *store* on *mountpoint* until it is unmounted; then commit and return.
+
+    Calls *ready* once, when the mount answers.  SIGTERM and SIGINT unmount.  Raises StoreError,
+    MountError and their kin if it does not come to that.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.set_threshold(50_000, 20, 50)
+    logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
+    try:
+        trio.run(_serve, store, mountpoint, options, ready)
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+    finally:
+        sys.setswitchinterval(0.005)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a user should hear of several errors: a foreseeable one if there is any."""
+    foreseen, _ = group.split(CafsError)
+    error: BaseException = foreseen or group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _serve(
+    path: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
+) -> None:
+    async with open_store(path, options, mountpoint) as store:
+        try:
+            pyfuse3.init(Handlers(store), str(mountpoint), mount_options(path, options))
+        except RuntimeError as error:
+            raise MountError(f"cannot mount on {mountpoint}: {error}") from error
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_terminate_on_signal)
+                nursery.start_soon(_attend, store, mountpoint, options, ready, nursery)
+                await pyfuse3.main()
+                log.info("unmounted from %s", mountpoint)
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=True)
+
+
+async def _attend(
+    store: Store,
+    mountpoint: Path,
+    options: MountOptions,
+    ready: Callable[[], None],
+    nursery: trio.Nursery,
+) -> None:
+    # The first request that is answered is proof that the handshake with the kernel is over;
+    # it has to come from another thread, because this one is to answer it.
+    await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+    mount = where.mount_at(mountpoint)
+    tuning: list[Tuning] = tune(mount.device, options) if mount is not None else []
+    for each in tuning:
+        if each.problem:
+            log.info("could not set %s: %s", each.name, each.problem)
+    server = ControlServer(store, mountpoint, tuning)
+    nursery.start_soon(server.run)
+    nursery.start_soon(server.sweeper.run)
+    nursery.start_soon(server.compactor.run)
+    log.info("mounted %s on %s", store.path, mountpoint)
+    ready()
+
+
+def _quiet_aborted_requests(record: logging.LogRecord) -> bool:
+    """pyfuse3 logs an error when nobody waits for an answer any more (a killed caller)."""
+    return os.strerror(errno.ENOENT) not in record.getMessage()
+
+
+async def _terminate_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            pyfuse3.terminate()

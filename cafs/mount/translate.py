@@ -1,0 +1,95 @@
+"""Between the kernel's structures and ours: attributes out, errors out.
+
+The wrapper here is what keeps a defect in one request from ending the mount: pyfuse3 ends its
+main loop at any exception that is not FUSEError.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+
+from cafs.errors import CafsError, DamagedError, FsError
+from cafs.log import correlation_id, fields
+from cafs.types import Attr, Ino
+
+log = logging.getLogger(__name__)
+
+FOREVER_S = 10 * 365 * 86400
+"""How long the kernel may keep what it was told: we are the only writer, and say when it ends."""
+BLOCK_SIZE = 4096
+PREFERRED_IO = 128 << 10
+"""st_blksize: stdio and cp make requests of this size, and each request costs tens of us."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Handler = Callable[P, Coroutine[Any, Any, T]]
+
+defects = 0
+"""Exceptions in handlers that were not foreseen, since the start."""
+
+
+def handler(function: Handler[P, T]) -> Handler[P, T]:
+    """Turn any exception of a request handler into an errno."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await function(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except FsError as error:
+            raise pyfuse3.FUSEError(error.errno) from None
+        except CafsError as error:
+            number = error.meaning.errno
+            if isinstance(error, DamagedError) or number == errno.EIO:
+                log.error("%s%s: %s; what to do: %s", name, args[1:2], error, error.advice)
+            raise pyfuse3.FUSEError(number) from None
+        except Exception:
+            global defects
+            defects += 1
+            log.exception(
+                "defect in %s: the request was answered with EIO",
+                name,
+                extra=fields(id=correlation_id(), arguments=repr(args[1:])[:200]),
+            )
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+def entry(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
+    """An inode's attributes as the kernel wants them."""
+    result = pyfuse3.EntryAttributes()
+    result.st_ino = ino
+    result.entry_timeout = FOREVER_S
+    result.attr_timeout = FOREVER_S
+    result.st_mode = attr.mode
+    result.st_nlink = attr.nlink
+    result.st_uid = attr.uid
+    result.st_gid = attr.gid
+    kind = attr.mode & 0o170000
+    if kind in (0o020000, 0o060000):
+        result.st_rdev = attr.aux
+    result.st_size = attr.size
+    result.st_blksize = PREFERRED_IO
+    data = attr.size - attr.aux if kind == 0o100000 else attr.size
+    result.st_blocks = max(0, -(-data // 512))
+    result.st_atime_ns = attr.atime_ns
+    result.st_mtime_ns = attr.mtime_ns
+    result.st_ctime_ns = attr.ctime_ns
+    return result
+
+
+def no_entry() -> pyfuse3.EntryAttributes:
+    """What tells the kernel that there is no such name, so that it need not ask again."""
+    result = pyfuse3.EntryAttributes()
+    result.st_ino = 0
+    result.entry_timeout = FOREVER_S
+    return result

@@ -1,0 +1,89 @@
+"""Sweep: taking out blobs and chunks that nothing refers to.
+
+Deleting only counts references down; what reaches zero is queued in the index.  The sweep works
+the queue off in slices of a few milliseconds, so that it may stop at any point and nobody has
+to wait for it.  Bytes in packs stay where they are: compaction gives them back.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+import trio
+
+from cafs.errors import CafsError
+from cafs.index import layout
+from cafs.store import Store
+from cafs.types import BlobNo, ChunkNo
+
+log = logging.getLogger(__name__)
+
+PAUSE_S = 0.5
+SLICE_S = 0.002
+"""Time at a stretch: about what a dozen requests of the mount take."""
+PARTS_AT_ONCE = 256
+LOOK_AHEAD = 256
+
+
+class Sweeper:
+    """Works the queue of the dead off.  Belongs to the event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._position = b""
+        self.swept = 0
+        """Blobs and chunks taken out since the store was opened."""
+
+    async def run(self) -> None:
+        """Sweep whenever there is something, for ever."""
+        while True:
+            await trio.sleep(PAUSE_S)
+            try:
+                await self.once(self._store.options.sweep_rate)
+            except CafsError as error:
+                log.warning("sweep stopped for now: %s", error)
+
+    async def once(self, rate: float | None = None) -> int:
+        """Sweep until the queue is empty; how many went.  *rate* bounds them per second."""
+        total = 0
+        while True:
+            began = self._store.clock.monotonic()
+            count, more = self._slice()
+            total += count
+            self.swept += count
+            if not more:
+                return total
+            await self._store.make_room()
+            spent = self._store.clock.monotonic() - began
+            pause = max(0.0, count / rate - spent) if rate else 0.0
+            await trio.sleep(pause)
+
+    def _slice(self) -> tuple[int, bool]:
+        """A few milliseconds of sweeping: how many went, and whether there may be more."""
+        store = self._store
+        now_ns = store.clock.now_ns()
+        end = store.clock.monotonic() + SLICE_S
+        keys = [
+            key
+            for key, _ in islice(store.overlay.scan(layout.DEAD, self._position, b""), LOOK_AHEAD)
+        ]
+        if not keys:
+            wrapped, self._position = self._position != b"", b""
+            return 0, wrapped
+        count = 0
+        for key in keys:
+            number = int.from_bytes(key[1:], "big")
+            self._position = key
+            if key.startswith(b"b"):
+                while not store.blobs.sweep(BlobNo(number), PARTS_AT_ONCE):
+                    if store.clock.monotonic() > end:
+                        return count, True
+                count += 1
+            else:
+                count += store.chunks.sweep(ChunkNo(number), now_ns)
+            if store.clock.monotonic() > end:
+                break
+        # What could not go (somebody holds it) stays behind; do not spin on it.
+        self._position += b"\0"
+        return count, True

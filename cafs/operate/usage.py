@@ -1,0 +1,159 @@
+"""How much a part of the tree holds, and what deleting it would give back.
+
+Counts from the top: names lead to inodes, inodes to blobs, blobs to chunks.  At each step what
+was met inside is compared with the record's own count of references: if they agree, nothing
+outside has it.  Invariant: what would be freed is exactly what a deletion, a sweep and a full
+compaction would take out of the packs.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from cafs.blobs import recipe
+from cafs.index import layout
+from cafs.index.layout import BLOB_ROWS
+from cafs.operate.numbers import Counts
+from cafs.operate.paths import STEP, Named, attr_of
+from cafs.types import BlobNo, Ino
+from cafs.view import View
+
+_DIRECTORY: Final = stat.S_IFDIR >> 12
+
+Advance = Callable[[int], None]
+"""Told how many records have been looked at, in all steps together."""
+
+
+class Usage(NamedTuple):
+    """What lies below some paths; sizes in bytes."""
+
+    files: int
+    """Regular files, each once however many names it has."""
+    directories: int
+    """Those that were named included."""
+    others: int
+    """Symbolic links, devices and the like."""
+    logical: int
+    """Sum of the files' sizes."""
+    blobs: int
+    """Different contents of files."""
+    chunks: int
+    """Different chunks."""
+    unique: int
+    """Sum of the lengths of those chunks, each once."""
+    stored: int
+    """What those chunks take in packs."""
+    shared: int
+    """The part of *unique* that something outside has, too."""
+    freed: int
+    """The part of *stored* that would go with it: what nothing outside has."""
+
+
+def usage(view: View, roots: Iterable[Named], advance: Advance | None = None) -> Usage:
+    """What *roots* and everything below them hold together; roots may overlap.
+
+    Raises IndexDamagedError.
+    """
+    step = _Step(advance)
+    links = _links(view, roots, step)
+    files = directories = others = logical = 0
+    inside, whole = Counts(view.counters.next_blob), Counts(view.counters.next_blob)
+    for ino, value in links.records(view, layout.INODES, view.counters.inodes):
+        step()
+        attr = layout.unpack_inode(value)
+        if stat.S_ISDIR(attr.mode):
+            directories += 1
+            continue
+        if not stat.S_ISREG(attr.mode):
+            others += 1
+            continue
+        files += 1
+        logical += attr.size
+        if attr.blob:
+            inside.add(attr.blob)
+            # A name outside keeps the file alive.
+            if attr.nlink == links[ino]:
+                whole.add(attr.blob)
+    used, gone = _chunks(view, inside, whole, step)
+    unique = stored = shared = freed = 0
+    for number, value in used.records(view, layout.CHUNKS, view.counters.chunks):
+        step()
+        record = layout.unpack_chunk(value)
+        unique += record.extent.raw_length
+        stored += record.extent.stored_length
+        if record.refs > gone[number]:
+            shared += record.extent.raw_length
+        else:
+            freed += record.extent.stored_length
+    return Usage(
+        files, directories, others, logical, len(inside), len(used), unique, stored, shared, freed
+    )
+
+
+class _Step:
+    """Counts records and passes the count on now and then."""
+
+    def __init__(self, advance: Advance | None) -> None:
+        self._advance = advance
+        self._seen = 0
+
+    def __call__(self) -> None:
+        self._seen += 1
+        if self._advance is not None and self._seen % STEP == 0:
+            self._advance(self._seen)
+
+
+def _links(view: View, roots: Iterable[Named], step: _Step) -> Counts:
+    """Every inode at and below *roots*, with how many of its names lie there."""
+    links = Counts(view.counters.next_ino)
+    single: set[Named] = set()
+    for root in roots:
+        if not stat.S_ISDIR(attr_of(view, root.ino).mode):
+            single.add(root)
+            continue
+        left = [root.ino] if not links.add(root.ino) else []
+        while left:
+            prefix = layout.u48(left.pop())
+            for _, value in view.overlay.scan(layout.ENTRIES, prefix, prefix):
+                step()
+                ino = Ino(int.from_bytes(value[:6], "little"))
+                # A directory has one name: a second meeting is another root's.
+                if not links.add(ino) and value[6] == _DIRECTORY:
+                    left.append(ino)
+    for name in single:
+        if not links[name.parent]:
+            links.add(name.ino)
+    return links
+
+
+def _chunks(view: View, inside: Counts, whole: Counts, step: _Step) -> tuple[Counts, Counts]:
+    """Chunks of the blobs in *inside*; and how many references to chunks would go with them."""
+    used, gone = Counts(view.counters.next_chunk), Counts(view.counters.next_chunk)
+    for number, value in inside.records(view, layout.BLOBS, view.counters.blobs):
+        step()
+        # References of inodes; those that would go are counted in *whole*.
+        exclusive = int.from_bytes(value[8:12], "little") <= whole[number]
+        for row in _rows(view, BlobNo(number), value):
+            for ref in recipe.row_refs(row):
+                used.add(ref)
+                if exclusive:
+                    gone.add(ref)
+    # What was deleted and not swept yet has references, but no claim on anything.
+    for key, _ in view.overlay.scan(layout.DEAD, b"b", b"b"):
+        step()
+        number = int.from_bytes(key[1:], "big")
+        record = view.overlay.get(layout.BLOBS, layout.u48(number))
+        if record is not None and not inside[number]:
+            for row in _rows(view, BlobNo(number), record):
+                for ref in recipe.row_refs(row):
+                    gone.add(ref)
+    return used, gone
+
+
+def _rows(view: View, number: BlobNo, record: bytes) -> Iterable[bytes]:
+    if int.from_bytes(record[12:16], "little") & BLOB_ROWS:
+        prefix = layout.u48(number)
+        return (row for _, row in view.overlay.scan(layout.RECIPES, prefix, prefix))
+    return (record[layout.BLOB_HEADER :],)

@@ -1,0 +1,369 @@
+"""One open store: tree and content behind one small interface.
+
+The only door for the mount, HTTP and maintenance.  Owns the order in which the parts are
+opened, recovered and closed, and the background tasks.  Invariant: while a Store is open its
+lock is held, and everything that changes goes through its one event loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from cafs import storefile
+from cafs.blobs.blobs import Blobs
+from cafs.blobs.chunker import ChunkParams
+from cafs.blobs.chunks import Chunks
+from cafs.blobs.ingest import Ingest
+from cafs.blobs.pack import PackStore
+from cafs.blobs.packtable import PackTable
+from cafs.blobs.reader import Reader
+from cafs.blobs.sidecar import SidecarRecord
+from cafs.clock import Clock, SystemClock
+from cafs.config import MountOptions, StoreParams
+from cafs.contents import Contents
+from cafs.durable import Disk
+from cafs.errors import CafsError, DiskFullError, StoreExistsError, from_os_error
+from cafs.hasher import Hasher
+from cafs.index import layout
+from cafs.index.committer import Committer
+from cafs.index.counters import KEY as COUNTERS_KEY
+from cafs.index.counters import Counters
+from cafs.index.env import Environment
+from cafs.index.overlay import Layer, Overlay
+from cafs.index.writer import IndexWriter
+from cafs.lock import StoreLock
+from cafs.space import Space
+from cafs.tree.tree import DIRECTORY_SIZE, Tree
+from cafs.types import NO_BLOB, ROOT, Attr, Ino, PackNo
+from cafs.workers import Workers
+
+log = logging.getLogger(__name__)
+
+DIRECTORIES = ("index", "packs", "spool")
+
+
+def create(path: Path, params: StoreParams) -> None:
+    """Make an empty store in a directory that is empty or not there.
+
+    Raises StoreExistsError, DiskFullError and its kin.  ``store.toml`` is written last: without
+    it there is no store.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        leftovers = set(os.listdir(path)) - {*DIRECTORIES, "lock", "reserve", "lost+found"}
+        if storefile.is_store(path):
+            raise StoreExistsError(f"{path} already has a store")
+        if leftovers:
+            raise StoreExistsError(f"{path} is not empty: it has {sorted(leftovers)[0]}")
+        lock = StoreLock(path)
+        try:
+            for name in DIRECTORIES:
+                (path / name).mkdir(mode=0o700, exist_ok=True)
+            _write_first_commit(path, lock)
+            content = storefile.StoreFile(secrets.token_bytes(16), layout.FORMAT_VERSION, params)
+            Disk().write_file(path / storefile.NAME, storefile.render(content))
+        finally:
+            lock.release()
+    except OSError as error:
+        raise from_os_error(error, f"make a store in {path}") from error
+
+
+def _write_first_commit(path: Path, lock: StoreLock) -> None:
+    now = SystemClock().now_ns()
+    mode = 0o040755
+    root = Attr(
+        mode, os.geteuid(), os.getegid(), 2, DIRECTORY_SIZE, now, now, now, NO_BLOB, ROOT, 0
+    )
+    layer: Layer = [{} for _ in layout.DATABASES]
+    layer[layout.INODES][layout.u48(ROOT)] = layout.pack_inode(root)
+    layer[layout.META][COUNTERS_KEY] = Counters(inodes=1).encode()
+    writer = IndexWriter(path / "index", lock.fd)
+    try:
+        writer.write(layer)
+    finally:
+        writer.close()
+
+
+class Store:
+    """A store that is open for writing; see open_store()."""
+
+    def __init__(
+        self, path: Path, options: MountOptions, lock: StoreLock, clock: Clock, disk: Disk
+    ) -> None:
+        self.path = path
+        self.options = options
+        self.clock = clock
+        self.file = storefile.read(path)
+        self._lock = lock
+        params = self.file.params
+        self.disk = disk
+        self._writer = IndexWriter(path / "index", lock.fd)
+        self._writer.start()
+        self.environment = Environment(path / "index")
+        self.environment.clear_dead_readers()
+        self.overlay = Overlay(self.environment)
+        self.counters = Counters.decode(self.overlay.get(layout.META, COUNTERS_KEY))
+        self.packs = PackStore(self.disk, path / "packs", self.file.id, params.pack_size)
+        self.pack_table = PackTable(self.overlay)
+        known = {
+            number: (record.size, bool(record.flags & layout.PACK_SEALED))
+            for number, record in self.pack_table.items()
+        }
+        for problem in self.packs.recover(known, PackNo(self.counters.next_pack)):
+            if problem.sidecar_only:
+                self._rewrite_sidecar(problem.pack)
+            else:
+                text = "pack %08x: %s; what to do: cafs check %s"
+                log.error(text, problem.pack, problem.text, path)
+        self.space = Space(self.disk, path, options.reserve, clock)
+        self.workers = Workers(options.ingest_threads, "ingest")
+        self.readers = Workers(2, "read")
+        self.chunks = Chunks(self.overlay, self.counters, self.packs, self.pack_table)
+        self.blobs = Blobs(self.overlay, self.counters, self.chunks)
+        self.tree = Tree(self.overlay, self.counters, self.blobs, clock)
+        chunk_params = ChunkParams(
+            params.chunk_min, params.chunk_avg, params.chunk_max, params.zip_members
+        )
+        self.reader = Reader(self.blobs, self.packs, self.readers, options.chunk_cache)
+        self.contents = Contents(
+            self.tree,
+            self.blobs,
+            Ingest(self.chunks, chunk_params),
+            self.reader,
+            self.workers,
+            self.space,
+            self.disk,
+            path / "spool",
+            clock,
+            options.pending_bytes,
+        )
+        self.hasher = Hasher(self.contents)
+        self.committer = Committer(self.overlay, self._prepare, self._write, clock)
+        self.committer.thawed.append(self._thawed)
+        self._forgotten: set[Ino] = set()
+
+    def _rewrite_sidecar(self, pack: PackNo) -> None:
+        """A power loss took a part of a sidecar: the index has what it said."""
+        with self.environment.begin() as txn:
+            records = []
+            for _, value in txn.cursor(self.environment.databases[layout.CHUNKS]):
+                sha256, extent, _refs = layout.unpack_chunk(value)
+                if extent.pack == pack:
+                    records.append(
+                        SidecarRecord(
+                            sha256,
+                            offset=extent.offset,
+                            stored_length=extent.stored_length,
+                            codec=extent.codec,
+                            raw_length=extent.raw_length,
+                            xxh3=extent.xxh3,
+                        )
+                    )
+        self.packs.rewrite_sidecar(pack, records)
+
+    # -- commit ------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self.contents.save_times()
+        self.pack_table.save(self.packs)
+        self.chunks.recent.frozen()
+        self.blobs.recent.frozen()
+        self.counters.generation += 1
+        self.counters.next_pack = self.packs.next_pack_no
+        self.overlay.put(layout.META, COUNTERS_KEY, self.counters.encode())
+
+    def _write(self, layer: Layer) -> None:
+        try:
+            self.packs.sync()
+            self._writer.write(layer)
+        except DiskFullError:
+            if not self.space.release_reserve():
+                raise
+            log.warning("the disk under %s is full: using the reserve to commit", self.path)
+            self.packs.sync()
+            self._writer.write(layer)
+
+    def _thawed(self) -> None:
+        self.chunks.recent.thawed()
+        self.blobs.recent.thawed()
+        self.space.recovered()
+        if self.space.problem is None:
+            self.space.restore_reserve()
+
+    async def commit(self) -> None:
+        """Return when all that the tree shows is on disk.  Raises DiskFullError and its kin."""
+        await self.committer.commit()
+
+    async def sync_file(self, ino: Ino) -> None:
+        """Return when a file, as its users see it now, is on disk: fsync(2)."""
+        await self.contents.settle(ino)
+        await self.commit()
+
+    async def sync_all(self) -> None:
+        """Return when everything is on disk.  Raises what the disk says if it is not."""
+        await self.contents.settle_all()
+        await self.commit()
+        problem = self.contents.first_error()
+        if problem is not None:
+            raise problem
+
+    async def make_room(self) -> None:
+        """Wait while more changes are pending than the overlay may hold."""
+        while self.overlay.pending > self.options.overlay_limit:
+            try:
+                await self.commit()
+            except CafsError as error:
+                self.space.failed(error)
+                raise
+
+    async def _tick(self) -> None:
+        while True:
+            with trio.move_on_after(self.options.commit_interval):
+                await self.contents.unfinished.wait()
+                await self.contents.settle_unfinished()
+                continue
+            self._reap_forgotten()
+            await self.contents.settle_all()
+            self.committer.urge()
+
+    # -- life --------------------------------------------------------------------------------
+
+    def forget(self, ino: Ino) -> None:
+        """The kernel knows this inode no more: if it has no name either, it goes."""
+        attr = self.tree.inodes.find(ino)
+        if attr is None or attr.nlink:
+            return
+        if not self.contents.is_open(ino) and self.contents.discard(ino):
+            self.tree.reap(ino)
+        else:
+            self._forgotten.add(ino)
+
+    def _reap_forgotten(self) -> None:
+        forgotten, self._forgotten = self._forgotten, set()
+        for ino in forgotten:
+            self.forget(ino)
+
+    def reap_orphans(self) -> int:
+        """Remove what had no name when the store was closed or killed; how many."""
+        orphans = list(self.tree.inodes.orphans())
+        for ino in orphans:
+            self.tree.reap(ino)
+        return len(orphans)
+
+    async def run(self) -> None:
+        """The background tasks, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.committer.run)
+            nursery.start_soon(self._tick)
+            nursery.start_soon(self.hasher.run)
+
+    async def close(self) -> None:
+        """Commit everything and let go.  Logs what could not be stored."""
+        try:
+            await self.contents.settle_all()
+            await self.committer.once()
+            if self.committer.error is not None:
+                log.error("the final commit failed: %s", self.committer.error)
+        finally:
+            self.workers.close()
+            self.readers.close()
+            self.overlay.close()
+            self.environment.close()
+            self._writer.close()
+            self.packs.close()
+            self._lock.release()
+
+    def status(self) -> dict[str, Any]:
+        """What operators ask first; keys end with their unit."""
+        counters = self.counters
+        problem = self.space.problem or self.committer.error
+        answer = figures(counters)
+        answer["index_file_bytes"] = self.environment.file_bytes()
+        answer["pending"] = {
+            "changes_count": self.overlay.pending,
+            "content_bytes": self.contents.pending_bytes,
+            "files_being_written_count": self.contents.being_written,
+            "last_commit_s": round(self.committer.last_seconds, 4),
+        }
+        answer["disk"] = {"free_bytes": self.space.free(), "total_bytes": self.space.total}
+        answer["health"] = {
+            "state": "ok" if problem is None else "trouble",
+            "problem": str(problem) if problem else "",
+            "what_to_do": problem.advice if problem else "",
+        }
+        return answer
+
+
+def figures(counters: Counters) -> dict[str, Any]:
+    """The counters of a store as status shows them."""
+    stored = counters.stored_bytes
+    return {
+        "generation": counters.generation,
+        "inodes_count": counters.inodes,
+        "files_count": counters.files,
+        "blobs_count": counters.blobs,
+        "chunks_count": counters.chunks,
+        "logical_bytes": counters.logical_bytes,
+        "unique_bytes": counters.unique_bytes,
+        "stored_bytes": stored,
+        "ratio": round(counters.logical_bytes / stored, 3) if stored else None,
+    }
+
+
+def offline_status(path: Path) -> dict[str, Any]:
+    """What status can show without a daemon.  Raises StoreMissingError and its kin."""
+    storefile.read(path)
+    environment = Environment(path / "index")
+    try:
+        overlay = Overlay(environment)
+        answer = figures(Counters.decode(overlay.get(layout.META, COUNTERS_KEY)))
+        overlay.close()
+        answer["index_file_bytes"] = environment.file_bytes()
+        return answer
+    finally:
+        environment.close()
+
+
+@asynccontextmanager
+async def open_store(
+    path: Path,
+    options: MountOptions,
+    mountpoint: Path | None = None,
+    clock: Clock | None = None,
+    disk: Disk | None = None,
+) -> AsyncIterator[Store]:
+    """Open a store for writing, run its background tasks, close it at the end.
+
+    *disk* is the file layer that packs and spools go through, the real one unless given.
+    Raises StoreBusyError, StoreMissingError, StoreVersionError, IndexDamagedError.
+    """
+    storefile.read(path)
+    lock = StoreLock(path, mountpoint)
+    try:
+        store = Store(path, options, lock, clock or SystemClock(), disk or Disk())
+    except OSError as error:
+        lock.release()
+        if error.errno == errno.ENOENT:
+            raise from_os_error(error, f"open the store {path}") from error
+        raise
+    except BaseException:
+        lock.release()
+        raise
+    async with trio.open_nursery() as nursery:
+        store.reap_orphans()
+        nursery.start_soon(store.run)
+        try:
+            yield store
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await store.close()

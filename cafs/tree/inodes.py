@@ -1,0 +1,92 @@
+"""Inode records: numbers, attributes, and which of them wait to be forgotten.
+
+Belongs to the event loop.  Invariant: the counters of inodes, files and logical bytes agree
+with the records that have a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterator
+
+from cafs.errors import FsError
+from cafs.index import layout
+from cafs.index.counters import Counters
+from cafs.index.overlay import Overlay
+from cafs.types import Attr, Ino
+
+_CACHE = 20_000
+
+
+class Inodes:
+    """Inodes over the overlay, with a cache of decoded records."""
+
+    def __init__(self, overlay: Overlay, counters: Counters) -> None:
+        self._overlay = overlay
+        self._counters = counters
+        self._cache: dict[Ino, Attr] = {}
+
+    def get(self, ino: Ino) -> Attr:
+        """The record.  Raises FsError(ESTALE) for an inode that is gone."""
+        attr = self._cache.get(ino)
+        if attr is None:
+            value = self._overlay.get(layout.INODES, layout.u48(ino))
+            if value is None:
+                raise FsError(errno.ESTALE, f"inode {ino} is gone")
+            attr = layout.unpack_inode(value)
+            self._remember(ino, attr)
+        return attr
+
+    def find(self, ino: Ino) -> Attr | None:
+        """The record, or None."""
+        try:
+            return self.get(ino)
+        except FsError:
+            return None
+
+    def allocate(self) -> Ino:
+        """A number that was never used."""
+        ino = Ino(self._counters.next_ino)
+        self._counters.next_ino += 1
+        return ino
+
+    def put(self, ino: Ino, attr: Attr) -> None:
+        """Write a record, new or changed, and keep the counters."""
+        old = self._cache.get(ino) or self.find(ino)
+        counters = self._counters
+        linked, was_linked = attr.nlink > 0, old is not None and old.nlink > 0
+        if linked != was_linked or (linked and old is not None and old.size != attr.size):
+            file = stat.S_ISREG(attr.mode)
+            counters.inodes += linked - was_linked
+            if file:
+                counters.files += linked - was_linked
+                counters.logical_bytes += (attr.size if linked else 0) - (
+                    old.size if old is not None and was_linked else 0
+                )
+        self._overlay.put(layout.INODES, layout.u48(ino), layout.pack_inode(attr))
+        self._remember(ino, attr)
+
+    def remove(self, ino: Ino) -> None:
+        """Delete a record that has no links left."""
+        self._cache.pop(ino, None)
+        self._overlay.delete(layout.INODES, layout.u48(ino))
+        self._overlay.delete(layout.ORPHANS, layout.u48(ino))
+
+    def add_orphan(self, ino: Ino) -> None:
+        """Remember, also over a crash, that the inode has no name and is to be removed."""
+        self._overlay.put(layout.ORPHANS, layout.u48(ino), b"")
+
+    def drop_orphan(self, ino: Ino) -> None:
+        """The inode has a name again (or is removed)."""
+        self._overlay.delete(layout.ORPHANS, layout.u48(ino))
+
+    def orphans(self) -> Iterator[Ino]:
+        """Inodes without a name."""
+        for key, _ in self._overlay.scan(layout.ORPHANS, b"", b""):
+            yield Ino(layout.from_u48(key))
+
+    def _remember(self, ino: Ino, attr: Attr) -> None:
+        if len(self._cache) >= _CACHE:
+            self._cache.clear()
+        self._cache[ino] = attr

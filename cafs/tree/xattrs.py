@@ -1,0 +1,83 @@
+"""Extended attributes.
+
+Belongs to the event loop.  Limits are those of ext4 with 4 KiB blocks: what one inode has
+must fit one block (xattr(7); Documentation/filesystems/ext4/attributes.rst in the kernel).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from cafs.errors import FsError
+from cafs.index import layout
+from cafs.index.overlay import Overlay
+from cafs.types import Ino
+
+BLOCK = 4096
+_BLOCK_HEADER = 32
+_BLOCK_END = 4
+_ENTRY_HEADER = 16
+NAME_MAX = 255
+
+
+class Xattrs:
+    """Extended attributes over the overlay."""
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        # Each write(2) asks for security.capability: most inodes have no attribute at all.
+        self._none: set[Ino] = set()
+
+    def get(self, ino: Ino, name: bytes) -> bytes | None:
+        """The value, or None."""
+        if ino in self._none:
+            return None
+        value = self._overlay.get(layout.XATTRS, layout.xattr_key(ino, name))
+        if value is None and not self.names(ino):
+            if len(self._none) > 100_000:
+                self._none.clear()
+            self._none.add(ino)
+        return value
+
+    def names(self, ino: Ino) -> list[bytes]:
+        """The names that an inode has."""
+        prefix = layout.u48(ino)
+        return [key[6:] for key, _ in self._overlay.scan(layout.XATTRS, prefix, prefix)]
+
+    def put(self, ino: Ino, name: bytes, value: bytes) -> None:
+        """Set a value.  Raises FsError ERANGE (name), ENOSPC (what does not fit a block)."""
+        if len(name) > NAME_MAX:
+            raise FsError(errno.ERANGE)
+        used = _BLOCK_HEADER + _BLOCK_END + _space(name, value)
+        prefix = layout.u48(ino)
+        for key, other in self._overlay.scan(layout.XATTRS, prefix, prefix):
+            if key[6:] != name:
+                used += _space(key[6:], other)
+        if used > BLOCK:
+            raise FsError(errno.ENOSPC)
+        self._overlay.put(layout.XATTRS, layout.xattr_key(ino, name), value)
+        self._none.discard(ino)
+
+    def remove(self, ino: Ino, name: bytes) -> bool:
+        """Delete one; False when there is none."""
+        if self.get(ino, name) is None:
+            return False
+        self._overlay.delete(layout.XATTRS, layout.xattr_key(ino, name))
+        return True
+
+    def clear(self, ino: Ino) -> None:
+        """Delete all of an inode that goes."""
+        if ino not in self._none:
+            for name in self.names(ino):
+                self._overlay.delete(layout.XATTRS, layout.xattr_key(ino, name))
+        self._none.discard(ino)
+
+    def is_new(self, ino: Ino) -> None:
+        """The inode was just made: it has none."""
+        self._none.add(ino)
+
+
+def _space(name: bytes, value: bytes) -> int:
+    """Bytes of an ext4 block that an attribute takes; the name's prefix is not stored."""
+    short = name.split(b".", 1)[-1]
+    return _ENTRY_HEADER + (len(short) + 3 & ~3) + (len(value) + 3 & ~3)

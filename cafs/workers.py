@@ -1,0 +1,107 @@
+"""A few threads for work that must not run on the event loop, and the way back.
+
+trio's own threads cost a wake-up of the event loop and a cancel scope per call, which is more
+than hashing a small file costs.  Here results gather in a queue and one wake-up drains it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+import trio
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(
+        self, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]
+    ) -> None:
+        self.work = work
+        self.done = done
+        self.result: T | None = None
+        self.error: Exception | None = None
+
+
+class Workers:
+    """*threads* worker threads that serve one event loop.
+
+    Create it on the event loop; close() it there too.  The queue has no bound of its own:
+    whoever submits bounds what is under way, because only they know its size in bytes.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._finished: deque[_Job[Any]] = deque()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]
+    ) -> None:
+        """Run *work* in a thread, then *done(result, error)* on the event loop."""
+        self._jobs.put(_Job(work, done))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run *work* in a thread and return what it returns, or raise what it raises.
+
+        Not cancelled half-way: work on the store is short, and its effect must be known.
+        """
+        finished = trio.Event()
+        outcome: list[tuple[T | None, Exception | None]] = []
+
+        def done(result: T | None, error: Exception | None) -> None:
+            outcome.append((result, error))
+            finished.set()
+
+        self.submit(work, done)
+        with trio.CancelScope(shield=True):
+            await finished.wait()
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job.result = job.work()
+            except Exception as error:
+                job.error = error
+            self._finished.append(job)
+            try:
+                self._token.run_sync_soon(self._drain, idempotent=True)
+            except trio.RunFinishedError:
+                return
+            # A job may hold megabytes: not longer than needed.
+            del job
+
+    def _drain(self) -> None:
+        while self._finished:
+            job = self._finished.popleft()
+            try:
+                job.done(job.result, job.error)
+            except Exception:
+                # A defect in one completion must not end the mount.
+                log.exception("defect in the completion of a worker's job")
+
+    def close(self) -> None:
+        """Let the threads finish what is queued, and end them.  Blocks; runs no completions."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()

@@ -1,0 +1,1 @@
+"""Conformance of the mount, held against a plain directory of the machine."""
