@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from cafs.blobs.blobs import Blobs
+from cafs.blobs.blobs import Blobs, Digests
 from cafs.blobs.draft import Draft
 from cafs.blobs.feeder import Feeder
 from cafs.blobs.ingest import Fed, Ingest, IngestStream
@@ -45,6 +45,7 @@ class Contents:
         ingest: Ingest,
         reader: Reader,
         workers: Workers,
+        aside: Workers,
         space: Space,
         disk: Disk,
         spool_directory: Path,
@@ -56,7 +57,8 @@ class Contents:
         self.ingest = ingest
         self.reader = reader
         self.workers = workers
-        self._feeder = Feeder(ingest, workers)
+        self.aside = aside
+        self._feeder = Feeder(ingest, workers, aside)
         self._space = space
         self._disk = disk
         self._spool_directory = spool_directory
@@ -94,6 +96,17 @@ class Contents:
     ) -> None:
         """See cafs.blobs.draft.Surroundings."""
         self._feeder.feed(stream, buffers, final, done)
+
+    def digests_later(
+        self, stream: IngestStream, done: Callable[[Digests | None, Exception | None], None]
+    ) -> None:
+        """See cafs.blobs.draft.Surroundings."""
+        self._feeder.digests_later(stream, done)
+
+    def digests_arrived(self, ino: Ino) -> None:
+        """See cafs.blobs.draft.Surroundings."""
+        if ino not in self._writers:
+            self._finished(ino)
 
     def hurry(self) -> None:
         """See cafs.blobs.draft.Surroundings."""
@@ -260,6 +273,8 @@ class Contents:
         if draft is None or ino in self._writers or draft.busy or draft.dirty:
             if draft is not None and draft.error is not None:
                 self._space.failed(draft.error)
+            return
+        if draft.awaits_digests:
             return
         draft.take_digests()
         draft.close()

@@ -9,6 +9,7 @@ the bytes mean.  Invariant: no OSError leaves this module; each becomes an error
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ from cafs.errors import CafsError, ChunkDamagedError, NotFoundError, from_os_err
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
+"""FALLOC_FL_PUNCH_HOLE, which must come with FALLOC_FL_KEEP_SIZE (fallocate(2))."""
 IOV_MAX: Final = 1024
 """Buffers that one pwritev(2) takes on Linux (UIO_MAXIOV)."""
 
@@ -142,6 +147,15 @@ class Disk:
             os.ftruncate(fd, length)
         except OSError as error:
             raise _fault(error, f"truncate {self._name(fd)} to {length}") from error
+
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        """Give the space of *length* bytes from *offset* back; they read as zeros from then on.
+
+        Raises DiskError where the filesystem cannot do that.
+        """
+        if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length):
+            error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            raise _fault(error, f"punch a hole into {self._name(fd)} at {offset}")
 
     def sync_data(self, fd: int) -> None:
         """fdatasync(2): the bytes, and the length that is needed to read them."""

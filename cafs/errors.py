@@ -100,6 +100,9 @@ class DamagedError(CafsError):
 class ChunkDamagedError(DamagedError):
     """A chunk's bytes do not match its checksum, or cannot be read."""
 
+    chunk: int = 0
+    """The chunk's number, where that is known."""
+
 
 class IndexDamagedError(DamagedError):
     """A record of the index cannot be understood, or LMDB found a bad page."""
@@ -202,3 +205,12 @@ def from_os_error(error: OSError, doing: str) -> CafsError:
     if error.errno in (_errno.EACCES, _errno.EPERM):
         return AccessError(text)
     return DiskError(text)
+
+
+def first_foreseen(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a user should hear of several errors: a foreseeable one if there is any."""
+    foreseen, _ = group.split(CafsError)
+    error: BaseException = foreseen or group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

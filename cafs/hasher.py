@@ -64,7 +64,7 @@ class Hasher:
             except CafsError as error:
                 log.warning("inode %d cannot be hashed: %s", ino, error)
                 return False
-            await self._contents.workers.run(partial(update, data))
+            await self._contents.aside.run(partial(update, data))
             if not self._settled(blob, ino):
                 return False
         digests = Digests(sha256.digest(), sha1.digest())

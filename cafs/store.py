@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from cafs.contents import Contents
 from cafs.durable import Disk
 from cafs.errors import CafsError, DiskFullError, StoreExistsError, from_os_error
 from cafs.hasher import Hasher
-from cafs.index import layout
+from cafs.index import layout, pages
 from cafs.index.committer import Committer
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.counters import Counters
@@ -49,6 +49,15 @@ from cafs.workers import Workers
 log = logging.getLogger(__name__)
 
 DIRECTORIES = ("index", "packs", "spool")
+OVERLAY_LIMIT_FULL = 400
+"""Index changes that may wait for a commit on a full disk."""
+AUDIT_BUDGET_S = 0.4
+"""Time at each start for looking at the index's pages, those near the roots first."""
+WORTH = 128 << 10
+"""Bytes of free pages that the index may keep."""
+INDEX_PAGE = 4096
+RECORD_BYTES = 256
+"""What an index change takes of a page, about twice."""
 
 
 def create(path: Path, params: StoreParams) -> None:
@@ -106,6 +115,8 @@ class Store:
         self._lock = lock
         params = self.file.params
         self.disk = disk
+        # Before anybody trusts a page.  What there is no time for now is looked at later.
+        self.index_audited = pages.guard(path / "index", AUDIT_BUDGET_S).complete
         self._writer = IndexWriter(path / "index", lock.fd)
         self._writer.start()
         self.environment = Environment(path / "index")
@@ -127,6 +138,7 @@ class Store:
         self.space = Space(self.disk, path, options.reserve, clock)
         self.workers = Workers(options.ingest_threads, "ingest")
         self.readers = Workers(2, "read")
+        self.aside = Workers(1, "hash", niceness=5)
         self.chunks = Chunks(self.overlay, self.counters, self.packs, self.pack_table)
         self.blobs = Blobs(self.overlay, self.counters, self.chunks)
         self.tree = Tree(self.overlay, self.counters, self.blobs, clock)
@@ -140,6 +152,7 @@ class Store:
             Ingest(self.chunks, chunk_params),
             self.reader,
             self.workers,
+            self.aside,
             self.space,
             self.disk,
             path / "spool",
@@ -149,6 +162,9 @@ class Store:
         self.hasher = Hasher(self.contents)
         self.committer = Committer(self.overlay, self._prepare, self._write, clock)
         self.committer.thawed.append(self._thawed)
+        self.committer.failed.append(self.space.failed)
+        self._index_bytes = self.environment.file_bytes()
+        self.space.commit_bytes = self._commit_bytes
         self._forgotten: set[Ino] = set()
 
     def _rewrite_sidecar(self, pack: PackNo) -> None:
@@ -163,7 +179,7 @@ class Store:
                             sha256,
                             offset=extent.offset,
                             stored_length=extent.stored_length,
-                            codec=extent.codec,
+                            codec=extent.as_sound().codec,
                             raw_length=extent.raw_length,
                             xxh3=extent.xxh3,
                         )
@@ -174,7 +190,8 @@ class Store:
 
     def _prepare(self) -> None:
         self.contents.save_times()
-        self.pack_table.save(self.packs)
+        self.chunks.heal(self.clock.now_ns())
+        self.pack_table.save(self.packs, self.clock.now_ns())
         self.chunks.recent.frozen()
         self.blobs.recent.frozen()
         self.counters.generation += 1
@@ -192,12 +209,49 @@ class Store:
             self.packs.sync()
             self._writer.write(layer)
 
+    def _commit_bytes(self) -> int:
+        # At most each change copies a page, or all pages are copied once; and what is new.
+        changes = self.overlay.pending
+        return min(changes * INDEX_PAGE, self._index_bytes) + changes * RECORD_BYTES
+
+    @property
+    def overlay_limit(self) -> int:
+        """Changes that may wait for a commit.
+
+        Few while the disk is full: what waits is committed as one, and must fit the reserve.
+        """
+        if isinstance(self.space.problem, DiskFullError):
+            return OVERLAY_LIMIT_FULL
+        return self.options.overlay_limit
+
     def _thawed(self) -> None:
         self.chunks.recent.thawed()
         self.blobs.recent.thawed()
+        self._index_bytes = self.environment.file_bytes()
         self.space.recovered()
         if self.space.problem is None:
             self.space.restore_reserve()
+
+    async def shrink_index(self) -> int:
+        """Give the index's free pages back to the disk; how many bytes.
+
+        Commits wait meanwhile, for as long as copying what is in use takes.  Raises
+        DiskFullError and its kin; then the index is as it was.
+        """
+        async with self.committer.paused() as clean, self.workers.parked():
+            before = self.environment.file_bytes()
+            if not clean or before - self.environment.used_bytes() < max(WORTH, before // 8):
+                return 0
+            await trio.to_thread.run_sync(self._writer.prepare_shrunk)
+            # No checkpoint and no other thread in the index from here on.
+            self.overlay.suspend()
+            self.environment.close()
+            try:
+                self._writer.replace_with_shrunk()
+            finally:
+                self.environment.open()
+                self.overlay.renew()
+            return max(0, before - self.environment.file_bytes())
 
     async def commit(self) -> None:
         """Return when all that the tree shows is on disk.  Raises DiskFullError and its kin."""
@@ -218,22 +272,33 @@ class Store:
 
     async def make_room(self) -> None:
         """Wait while more changes are pending than the overlay may hold."""
-        while self.overlay.pending > self.options.overlay_limit:
-            try:
-                await self.commit()
-            except CafsError as error:
-                self.space.failed(error)
-                raise
+        while self.overlay.pending > self.overlay_limit:
+            await self.commit()
 
     async def _tick(self) -> None:
+        due = trio.current_time() + self.options.commit_interval
         while True:
-            with trio.move_on_after(self.options.commit_interval):
+            with trio.move_on_at(due):
                 await self.contents.unfinished.wait()
+            if trio.current_time() < due:
+                # Outside the scope: it is not to be cancelled half-way.
                 await self.contents.settle_unfinished()
                 continue
+            due = trio.current_time() + self.options.commit_interval
             self._reap_forgotten()
             await self.contents.settle_all()
+            if self.space.problem is not None:
+                self.space.look()
             self.committer.urge()
+
+    async def _keep(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task that never ends; a defect in it must not end the mount."""
+        while True:
+            try:
+                await task()
+            except Exception:
+                log.exception("defect in a background task of %s: it begins anew", self.path)
+            await trio.sleep(self.options.commit_interval)
 
     # -- life --------------------------------------------------------------------------------
 
@@ -263,28 +328,38 @@ class Store:
         """The background tasks, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.committer.run)
-            nursery.start_soon(self._tick)
-            nursery.start_soon(self.hasher.run)
+            nursery.start_soon(self._keep, self._tick)
+            nursery.start_soon(self._keep, self.hasher.run)
 
     async def close(self) -> None:
-        """Commit everything and let go.  Logs what could not be stored."""
+        """Commit everything and let go.
+
+        Raises DiskFullError and its kin when something could not be stored; the store is closed
+        all the same.
+        """
+        problem: CafsError | None = None
         try:
             await self.contents.settle_all()
             await self.committer.once()
-            if self.committer.error is not None:
-                log.error("the final commit failed: %s", self.committer.error)
+            problem = self.committer.error or self.contents.first_error()
+            if problem is not None:
+                log.error("the final commit failed: %s", problem)
         finally:
             self.workers.close()
             self.readers.close()
+            self.aside.close()
             self.overlay.close()
             self.environment.close()
             self._writer.close()
             self.packs.close()
             self._lock.release()
+        if problem is not None:
+            raise problem
 
     def status(self) -> dict[str, Any]:
         """What operators ask first; keys end with their unit."""
         counters = self.counters
+        self.space.look()
         problem = self.space.problem or self.committer.error
         answer = figures(counters)
         answer["index_file_bytes"] = self.environment.file_bytes()

@@ -53,6 +53,10 @@ class Extent(NamedTuple):
         """The extent with that mark.  What has it is never read, and never shared anew."""
         return self._replace(codec=self.codec | DAMAGED)
 
+    def as_sound(self) -> Extent:
+        """The extent without that mark."""
+        return self._replace(codec=self.codec & ~DAMAGED)
+
 
 class Attr(NamedTuple):
     """An inode's record, as committed or about to be."""

@@ -7,10 +7,12 @@ than hashing a small file costs.  Here results gather in a queue and one wake-up
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, cast
 
 import trio
@@ -39,7 +41,10 @@ class Workers:
     whoever submits bounds what is under way, because only they know its size in bytes.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, threads: int, name: str, niceness: int = 0) -> None:
+        """*niceness*, 0 to 19, is how far the threads stand back for others (setpriority(2))."""
+        self._niceness = niceness
+        self._closed = False
         self._token = trio.lowlevel.current_trio_token()
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._finished: deque[_Job[Any]] = deque()
@@ -76,7 +81,31 @@ class Workers:
             raise error
         return cast(T, result)
 
+    @asynccontextmanager
+    async def parked(self) -> AsyncIterator[None]:
+        """Nothing runs in these threads within the block; what is submitted waits."""
+        arrived, leave = threading.Semaphore(0), threading.Event()
+
+        def park() -> None:
+            arrived.release()
+            leave.wait()
+
+        def wait_for_all() -> None:
+            for _ in self._threads:
+                arrived.acquire()
+
+        try:
+            for _ in self._threads:
+                self.submit(park, lambda _result, _error: None)
+            await trio.to_thread.run_sync(wait_for_all)
+            yield
+        finally:
+            leave.set()
+
     def _serve(self) -> None:
+        if self._niceness:
+            # On Linux a priority belongs to a thread, whatever POSIX says of processes.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         while (job := self._jobs.get()) is not None:
             try:
                 job.result = job.work()
@@ -91,7 +120,7 @@ class Workers:
             del job
 
     def _drain(self) -> None:
-        while self._finished:
+        while self._finished and not self._closed:
             job = self._finished.popleft()
             try:
                 job.done(job.result, job.error)
@@ -101,6 +130,7 @@ class Workers:
 
     def close(self) -> None:
         """Let the threads finish what is queued, and end them.  Blocks; runs no completions."""
+        self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:

@@ -225,15 +225,14 @@ class Blobs:
             )
             self._put(number, record)
         if record.flags & BLOB_ROWS:
-            taken = 0
             rows = self._overlay.scan(layout.RECIPES, key, key)
-            for row_key, row_value in list(_limited(rows, limit // layout.PARTS_PER_ROW + 1)):
-                parts = recipe.decode(row_value)
-                self.chunks.uncount(recipe.chunk_refs(parts))
+            some = list(_limited(rows, limit // layout.PARTS_PER_ROW + 1))
+            for row_key, row_value in some:
+                self.chunks.uncount(recipe.chunk_refs(recipe.decode(row_value)))
                 self._delete_row(number, layout.recipe_start(row_key))
-                taken += len(parts)
-                if taken >= limit:
-                    return False
+            if some:
+                # Rows may hold fewer parts than they could: only when none is found is it over.
+                return False
         else:
             self.chunks.uncount(recipe.chunk_refs(recipe.decode(record.parts)))
         self._overlay.delete(layout.BLOBS, key)

@@ -42,6 +42,8 @@ class Chunks:
         self._landing: dict[bytes, ChunkNo] = {}
         self._landing_extents: dict[ChunkNo, tuple[bytes, Extent]] = {}
         self.recent: Recent[ChunkNo] = Recent()
+        # Damaged chunks whose bytes were stored anew by a worker.
+        self._healing: dict[ChunkNo, Extent] = {}
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -88,6 +90,7 @@ class Chunks:
         numbers: dict[bytes, ChunkNo],
     ) -> None:
         missing: dict[bytes, int] = {}
+        damaged: dict[bytes, ChunkNo] = {}
         for position, digest in enumerate(digests):
             if digest in numbers or digest in missing:
                 continue
@@ -95,7 +98,10 @@ class Chunks:
             if candidate:
                 with self._lock:
                     # The sweep may have taken it since.
-                    if self._overlay.get_anywhere(layout.CHUNKS, layout.u48(candidate)):
+                    value = self._overlay.get_anywhere(layout.CHUNKS, layout.u48(candidate))
+                    if value is not None and layout.unpack_chunk(value).extent.damaged:
+                        damaged[digest] = candidate
+                    elif value is not None:
                         self._pin([candidate])
                         numbers[digest] = candidate
                         continue
@@ -116,10 +122,14 @@ class Chunks:
                 return
             extents = self._packs.append(fresh)
             for chunk, extent in zip(fresh, extents, strict=True):
-                number = ChunkNo(self._counters.next_chunk)
-                self._counters.next_chunk += 1
-                self._landing[chunk.sha256] = number
-                self._landing_extents[number] = (chunk.sha256, extent)
+                if chunk.sha256 in damaged:
+                    number = damaged[chunk.sha256]
+                    self._healing[number] = extent
+                else:
+                    number = ChunkNo(self._counters.next_chunk)
+                    self._counters.next_chunk += 1
+                    self._landing[chunk.sha256] = number
+                    self._landing_extents[number] = (chunk.sha256, extent)
                 self._pin([number])
                 numbers[chunk.sha256] = number
 
@@ -164,6 +174,11 @@ class Chunks:
                 return ChunkRecord(landing[0], landing[1], 0)
             raise IndexDamagedError(f"chunk {number} has no record")
         return layout.unpack_chunk(value)
+
+    def extent_of(self, number: ChunkNo) -> Extent:
+        """Where to read a chunk; of a damaged one the new copy, as soon as there is one."""
+        extent = self.get(number).extent
+        return self._healing.get(number, extent) if extent.damaged else extent
 
     def at(self, sha256: bytes, pack: PackNo, offset: int) -> tuple[ChunkNo, Extent] | None:
         """The chunk that lies just there, or None."""
@@ -237,6 +252,40 @@ class Chunks:
         self._table.gained(new)
         self._table.lost(old, now_ns)
         return True
+
+    def condemn(self, numbers: Sequence[ChunkNo], *, damaged: bool) -> int:
+        """Mark chunks whose bytes were found damaged, or sound again; how many that changed.
+
+        What is marked is never taken for stored content: the same bytes, written again, are
+        stored anew, and all recipes that name the chunk have them back (see heal()).
+        """
+        marked = 0
+        for number in numbers:
+            value = self._overlay.get(layout.CHUNKS, layout.u48(number))
+            if value is None:
+                continue
+            record = layout.unpack_chunk(value)
+            with self._lock:
+                self.recent.drop(record.sha256)
+            if record.extent.damaged != damaged:
+                extent = record.extent.as_damaged() if damaged else record.extent.as_sound()
+                self._put(number, record._replace(extent=extent))
+                marked += 1
+        return marked
+
+    def heal(self, now_ns: int) -> int:
+        """Point chunks that were marked as damaged at the new copies of their bytes; how many."""
+        with self._lock:
+            healing, self._healing = self._healing, {}
+        healed = 0
+        for number, new in healing.items():
+            value = self._overlay.get(layout.CHUNKS, layout.u48(number))
+            if value is not None:
+                old = layout.unpack_chunk(value).extent
+                if old.damaged and self.move(number, old, new, now_ns):
+                    self._counters.stored_bytes += new.stored_length - old.stored_length
+                    healed += 1
+        return healed
 
     def sweep(self, number: ChunkNo, now_ns: int) -> bool:
         """Remove the record of a dead chunk; False when somebody has come to need it."""

@@ -62,6 +62,14 @@ class Surroundings(Protocol):
     ) -> None:
         """Feed a stream in a worker, soon; *done* is called on the event loop."""
 
+    def digests_later(
+        self, stream: IngestStream, done: Callable[[Digests | None, Exception | None], None]
+    ) -> None:
+        """Call *done* on the event loop with the digests of what was fed so far."""
+
+    def digests_arrived(self, ino: Ino) -> None:
+        """The digests that a draft waited for are there, or will not come."""
+
     def hurry(self) -> None:
         """Somebody waits for what was fed."""
 
@@ -92,6 +100,8 @@ class Draft:
         self._idle.set()
         self._spool: Spool | None = None
         self._digests: Digests | None = None
+        self.awaits_digests = False
+        """Whether its digests are still being computed."""
         self._broken: CafsError | None = None
         self._lock = trio.Lock()
 
@@ -307,6 +317,8 @@ class Draft:
                 self.error = None
                 try:
                     self._apply(result)
+                    if final and stream.whole and result.digests is None:
+                        self._await_digests(stream)
                 except Exception as defect:
                     # The stream has gone on without its parts: what follows would be put in
                     # the wrong place, so nothing follows.
@@ -321,10 +333,23 @@ class Draft:
 
         self._around.feed(stream, buffers, final, fed)
 
+    def _await_digests(self, stream: IngestStream) -> None:
+        position = stream.position
+        self.awaits_digests = True
+
+        def arrived(digests: Digests | None, _error: Exception | None) -> None:
+            self.awaits_digests = False
+            if stream is self._stream and stream.position == position == self.size:
+                self._digests = digests
+            self._around.digests_arrived(self.ino)
+
+        self._around.digests_later(stream, arrived)
+
     def _apply(self, fed: Fed) -> None:
         blobs = self._around.blobs
         start = self._covered - fed.rewound
         end = start + fed.length
+        self._digests = fed.digests
         if not fed.length:
             return
         if self._base == NO_BLOB and fed.digests is not None:
@@ -339,7 +364,6 @@ class Draft:
             blobs.splice(self._base, start, self._covered, fed.parts, end)
             self._publish(self._base, end)
         self._covered = end
-        self._digests = fed.digests
         while self._memory and self._memory[0][0] + len(self._memory[0][1]) <= end:
             self._around.held(-len(self._memory.popleft()[1]))
 

@@ -103,17 +103,22 @@ def _encode(chunks: list[tuple[bytes, memoryview, bool]]) -> list[StoredChunk]:
 
 
 def feed_all(ingest: Ingest, feeds: Sequence[tuple[IngestStream, list[bytes], bool]]) -> list[Fed]:
-    """IngestStream.feed() of several streams at once.  Nothing has changed when it raises."""
-    joined = [b"".join(buffers) if len(buffers) != 1 else buffers[0] for _, buffers, _ in feeds]
+    """Feed several streams at once.  Nothing has changed in any of them when it raises."""
+    joined = [join(buffers) for _, buffers, _ in feeds]
     slices = [
         stream.slice(data, final) for (stream, _, final), data in zip(feeds, joined, strict=True)
     ]
     return [
-        stream.advance(each, data, cut)
+        stream.advance(each, data, cut, stream.digest(data, each.final, cut.digests))
         for (stream, _, _), each, data, cut in zip(
             feeds, slices, joined, ingest.cut(slices), strict=True
         )
     ]
+
+
+def join(buffers: Sequence[bytes]) -> bytes:
+    """The buffers as one, without a copy if it is only one."""
+    return buffers[0] if len(buffers) == 1 else b"".join(buffers)
 
 
 class Fed(NamedTuple):
@@ -139,11 +144,16 @@ class IngestStream:
     def __init__(self, head: bytes = b"", tail: bytes = b"") -> None:
         self._rest = b""
         self._tail = tail
+        self.whole = not head
+        """Whether there will be digests of the whole content."""
+        self.aside = False
+        """Whether a thread of its own hashes it: then hash() is called, not digest()."""
         self._sha256 = hashlib.sha256()
         self._sha1 = hashlib.sha1(usedforsecurity=False)
-        self._whole = not head
+        self._position = 0
         self._hashed = 0
-        self._pending = b""
+        self._late = b""
+        """Bytes that SHA-1 has seen and SHA-256 has not."""
         self._compressible: bool | None = not codec.looks_compressed(head) if head else None
 
     def slice(self, joined: bytes, final: bool) -> Slice:
@@ -154,8 +164,8 @@ class IngestStream:
             self._compressible = not codec.looks_compressed(data[:64])
         return Slice(data, final, bool(self._compressible))
 
-    def advance(self, given: Slice, joined: bytes, cut: Cut) -> Fed:
-        """Take note of how a slice was cut.
+    def advance(self, given: Slice, joined: bytes, cut: Cut, digests: Digests | None) -> Fed:
+        """Take note of how a slice was cut, and of what digest() gave for *joined*.
 
         After a final slice everything is covered.  If more comes after that, the last part is
         made anew, so that what is appended in small pieces is cut as if it had come at once.
@@ -166,21 +176,47 @@ class IngestStream:
             self._rest, self._tail = b"", data[len(data) - parts[-1].length :] if parts else b""
         else:
             self._rest, self._tail = data[cut.length :], b""
-        digests = self._digest(joined, given.final, cut.digests)
+        self._position += len(joined)
         return Fed(parts, cut.length, rewound, digests)
 
-    def _digest(self, joined: bytes, final: bool, segment_digests: bytes) -> Digests | None:
-        if not self._whole:
+    @property
+    def position(self) -> int:
+        """Bytes that were fed."""
+        return self._position
+
+    def digest(self, joined: bytes, final: bool, slice_digests: bytes) -> Digests | None:
+        """Hash the next bytes of the whole; the digests if the content ends there.
+
+        Any thread, but in the order of the bytes.  *slice_digests* are those of what was cut
+        of it: if one slice is the whole content its digest need not be computed again.
+        """
+        if not self.whole:
             return None
         self._sha1.update(joined)
-        if final and not self._hashed and len(segment_digests) == DIGEST:
-            # One segment is the whole content: its digest is known.  (Hashing goes on only
-            # if the stream does.)
-            self._pending += joined
-            return Digests(segment_digests, self._sha1.digest())
-        if self._pending:
-            self._sha256.update(self._pending)
-            self._pending = b""
-        self._sha256.update(joined)
-        self._hashed += len(joined)
-        return Digests(self._sha256.digest(), self._sha1.digest()) if final else None
+        self._late += joined
+        if final and len(slice_digests) == DIGEST and not self._hashed:
+            return Digests(slice_digests, self._sha1.digest())
+        self._catch_up()
+        return self.digests() if final else None
+
+    def hash(self, joined: bytes, start: int) -> None:
+        """Hash *joined*, whose first byte is byte *start* of the content, as far as is new.
+
+        For a thread of its own, beside the cutting: what had to be cut again after a failure
+        comes here twice.
+        """
+        self._catch_up()
+        fresh = joined[max(0, self._hashed - start) :]
+        self._sha1.update(fresh)
+        self._sha256.update(fresh)
+        self._hashed += len(fresh)
+
+    def digests(self) -> Digests:
+        """The digests of all that was hashed."""
+        self._catch_up()
+        return Digests(self._sha256.digest(), self._sha1.digest())
+
+    def _catch_up(self) -> None:
+        self._sha256.update(self._late)
+        self._hashed += len(self._late)
+        self._late = b""

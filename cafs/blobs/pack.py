@@ -267,6 +267,19 @@ class PackStore:
             except NotFoundError:
                 pass  # Done by an earlier try.
 
+    def punch(self, pack: PackNo, ranges: Iterable[tuple[int, int]]) -> None:
+        """Give the space of dead bytes [start, end) of a sealed pack back.  Any thread.
+
+        Only for a pack that is about to be rewritten and has no room to: a copy of the disk
+        made with tar would fill the holes again.  Raises DiskError and its kin.
+        """
+        fd = self._disk.open(self.pack_path(pack), os.O_WRONLY)
+        try:
+            for start, end in ranges:
+                self._disk.punch(fd, start, end - start)
+        finally:
+            self._disk.close(fd)
+
     def rewrite_sidecar(self, pack: PackNo, records: Iterable[SidecarRecord]) -> None:
         """Make the sidecar hold *records*: all chunks that the index has in this pack.
 

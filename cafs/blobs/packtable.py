@@ -49,7 +49,10 @@ class PackTable:
 
     def lost(self, extent: Extent, now_ns: int) -> None:
         """The chunk record that pointed at *extent* is gone or points elsewhere."""
-        record = self._records[extent.pack]
+        record = self._records.get(extent.pack)
+        if record is None:
+            # A pack that was lost altogether; its chunks were known to be damaged.
+            return
         chunks = record.live_chunks - 1
         record = record._replace(
             live_bytes=record.live_bytes - extent.stored_length, live_chunks=chunks
@@ -65,11 +68,15 @@ class PackTable:
         self._changed.discard(number)
         self._overlay.delete(layout.PACKS, layout.pack_key(number))
 
-    def save(self, packs: PackStore) -> None:
+    def save(self, packs: PackStore, now_ns: int) -> None:
         """Put lengths as of now, and what has changed, into the overlay: part of each commit."""
         for number, (size, sealed) in packs.sizes().items():
             record = self._records.get(number, _NEW)
             flags = record.flags | (layout.PACK_SEALED if sealed else 0)
+            if sealed and not record.live_chunks and not record.flags & layout.PACK_EMPTIED:
+                # Nothing that was stored in it was ever counted.
+                flags |= layout.PACK_EMPTIED
+                record = record._replace(emptied_ns=now_ns)
             if record.size != size or record.flags != flags or number not in self._records:
                 self._records[number] = record._replace(size=size, flags=flags)
                 self._changed.add(number)

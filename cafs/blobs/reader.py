@@ -64,7 +64,14 @@ class Reader:
         self._blobs = blobs
         self._packs = packs
         self._workers = workers
+        self._cache_bytes = cache_bytes
         self._cache = ChunkCache(cache_bytes)
+        self.fetched = 0
+        """Chunks that were read from packs so far."""
+
+    def forget(self) -> None:
+        """Let go of the chunks that are kept."""
+        self._cache = ChunkCache(self._cache_bytes)
 
     async def read(self, number: BlobNo, start: int, end: int) -> bytes:
         """Bytes [start, end) of a blob; shorter when the blob ends before.
@@ -83,7 +90,7 @@ class Reader:
                 if data is not None:
                     have[chunk] = data
                 elif chunk not in wanted:
-                    extent = self._blobs.chunks.get(chunk).extent
+                    extent = self._blobs.chunks.extent_of(chunk)
                     wanted[chunk] = _Wanted(chunk, extent)
                     stored += extent.stored_length
         if wanted:
@@ -95,6 +102,7 @@ class Reader:
                 fetched = await self._workers.run(lambda: fetch(self._packs, runs, nowait=False))
             assert fetched is not None
             have.update(fetched)
+            self.fetched += len(fetched)
             for chunk, data in fetched.items():
                 self._cache.put(chunk, data)
         pieces: list[bytes | memoryview] = []
@@ -139,7 +147,15 @@ def fetch(
     for run in runs:
         first = run[0].extent
         length = sum(item.extent.stored_length for item in run)
-        data = packs.read_stored(first.pack, first.offset, length, nowait=nowait)
+        try:
+            data = packs.read_stored(first.pack, first.offset, length, nowait=nowait)
+        except ChunkDamagedError as error:
+            if len(run) == 1:
+                raise _of_chunk(run[0].number, error) from error
+            # The pack ends somewhere within, or is gone: name the chunk that it is about.
+            for item in run:
+                fetch(packs, [[item]], nowait=False)
+            raise
         if data is None:
             return None
         view = memoryview(data)
@@ -149,20 +165,31 @@ def fetch(
             offset += extent.stored_length
             check(number, extent, stored)
             numbers.append(number)
-            forms.append(StoredForm(extent.codec, stored, extent.raw_length))
+            forms.append(StoredForm(extent.as_sound().codec, stored, extent.raw_length))
     return dict(zip(numbers, codec.decode_many(forms), strict=True))
 
 
 def check(number: ChunkNo, extent: Extent, stored: bytes | memoryview) -> None:
     """Raise ChunkDamagedError unless the stored bytes have their checksum."""
     if xxhash.xxh3_64_intdigest(stored) != extent.xxh3:
-        raise ChunkDamagedError(
+        error = ChunkDamagedError(
             f"chunk {number}: the {extent.stored_length} bytes at {extent.offset} of pack "
             f"{extent.pack:08x} do not match their checksum"
         )
+        error.chunk = number
+        raise error
+
+
+def _of_chunk(number: ChunkNo, error: ChunkDamagedError) -> ChunkDamagedError:
+    named = ChunkDamagedError(f"chunk {number}: {error}")
+    named.chunk = number
+    return named
 
 
 def verified(number: ChunkNo, extent: Extent, stored: bytes | memoryview) -> bytes:
-    """The raw bytes of a chunk, after its checksum was found right."""
+    """The raw bytes of a chunk, after its checksum was found right.
+
+    One that is marked as damaged is given all the same if it is right after all.
+    """
     check(number, extent, stored)
-    return codec.decode(extent.codec, stored, extent.raw_length)
+    return codec.decode(extent.as_sound().codec, stored, extent.raw_length)

@@ -171,7 +171,7 @@ def encode(parts: Iterable[Part]) -> bytes:
         plain = b"".join(pieces)
     except (struct.error, KeyError) as error:
         raise ValueError(f"a part of a recipe has no form: {error}") from error
-    if len(plain) < PACK_FROM:
+    if not PACK_FROM <= len(plain) <= PLAIN_MAX:
         return plain
     packed = _PACKED_HEAD.pack(PACKED, len(plain)) + _contexts.compressor.compress(plain)
     return packed if len(packed) < len(plain) else plain

@@ -44,7 +44,7 @@ DIGITS: Final = 12
 """Of a SHA-256 in a long listing."""
 
 _places_argument = click.argument(
-    "where_", metavar="[STORE] [PATH]...", nargs=-1, type=click.Path()
+    "where_", metavar="[STORE] [PATH]...", nargs=-1, type=click.Path(readable=False)
 )
 
 
@@ -69,7 +69,7 @@ def ls(
 
     found, places = places_of(frame, where_, store)
     with looking(found) as view:
-        roots = [(place, resolve(view, place.inside).ino) for place in places]
+        roots = [(place, resolve(view, place.inside, place.shown).ino) for place in places]
         titles = len(roots) > 1 or recursive
         first = True
         for place, ino in roots:
@@ -179,13 +179,14 @@ def du(
     from cafs.operate.find import entries
     from cafs.operate.paths import Named, resolve
     from cafs.operate.usage import usage
+    from cafs.types import ROOT
 
     found, places = places_of(frame, where_, store)
     with looking(found) as view:
         rows: list[tuple[bytes | None, list[Named]]] = []
         roots: list[Named] = []
         for place in places:
-            root = resolve(view, place.inside)
+            root = resolve(view, place.inside, place.shown)
             for name, ino, kind in entries(view, root.ino) if each else ():
                 if kind == stat.S_IFDIR >> 12:
                     path = place.shown.rstrip(b"/") + b"/" + name
@@ -195,8 +196,14 @@ def du(
         if len(roots) > 1:
             rows.append((None, roots))
         usages: list[tuple[bytes | None, Usage]] = []
+        counters = view.counters
+        total = 2 * counters.inodes + counters.blobs + counters.chunks
         for label, named in rows:
-            with late_progress(progress, "adding up", "records", None) as advance:
+            # Of a part of the tree nobody knows beforehand how much it is.
+            whole = any(root.ino == ROOT for root in named)
+            with late_progress(
+                progress, "adding up", "records", total if whole else None
+            ) as advance:
                 usages.append((label, usage(view, named, advance)))
     if frame.json:
         say_json({"store": found, "paths": [_usage_fields(*row) for row in usages]})
@@ -296,7 +303,7 @@ def find(
         mode = "none" if progress == "auto" and sys.stdout.isatty() else progress
         with late_progress(mode, "searching", "names", view.counters.inodes) as advance:
             for place in places:
-                root = resolve(view, place.inside).ino
+                root = resolve(view, place.inside, place.shown).ino
                 for met, attr in finding.find(view, root, place.shown, wanted, advance):
                     if frame.json:
                         fields = path_fields(met.path) | attr_fields(met.ino, attr)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cafs.cli.frame import Frame, command, resolve_store, store_option
+from cafs.cli.frame import Frame, command, store_option
 from cafs.cli.looking import (
     TYPE_NAMES,
     Place,
@@ -30,6 +30,7 @@ from cafs.cli.looking import (
     place_of,
     plural,
     size_and_bytes,
+    the_store,
     time_text,
     user_name,
 )
@@ -54,7 +55,9 @@ CHUNKS_SHOWN: Final = 20
 )
 @click.argument("sha")
 @store_option
-@click.option("--chunks", "all_chunks", is_flag=True, help="List all chunks, not only the first.")
+@click.option(
+    "--chunks", "all_chunks", is_flag=True, help="List all chunks, not only the first 20."
+)
 @click.option("--verify", is_flag=True, help="Read it back and compare every checksum.")
 @click.option("--cat", is_flag=True, help="Write its bytes to stdout, and nothing else.")
 @progress_option
@@ -78,7 +81,7 @@ def blob(
         raise UsageError("--cat writes the blob and nothing else", advice="leave the others out")
     from cafs.operate import digests
 
-    with looking(resolve_store(store, frame)) as view:
+    with looking(the_store(frame, store)) as view:
         number = digests.find(view, sha)
         if cat:
             _cat(view, number)
@@ -217,7 +220,9 @@ def _verdict_fields(verdict: Verdict) -> dict[str, Any]:
     example="cafs stat /var/vcap/store/shared/cc-droplets/ab/cd/abcd\n"
     "cafs stat --store /var/lib/cafs/blobs /cc-droplets/ab/cd/abcd --json",
 )
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.argument(
+    "paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(readable=False)
+)
 @store_option
 def show_stat(frame: Frame, paths: tuple[str, ...], store: Path | None) -> None:
     """Show what the file at PATH is, and how its content is stored.
@@ -244,7 +249,7 @@ def _stat_one(frame: Frame, view: View, place: Place) -> None:
     from cafs.operate.look import look_at_inode
     from cafs.operate.paths import resolve
 
-    look = look_at_inode(view, resolve(view, place.inside).ino)
+    look = look_at_inode(view, resolve(view, place.inside, place.shown).ino)
     if frame.json:
         say_json({"store": view.path} | path_fields(place.inside) | _file_fields(look))
         return

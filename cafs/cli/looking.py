@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cafs import lock, storefile
-from cafs.cli.frame import Frame, resolve_path, resolve_store, store_at
+from cafs.cli.frame import Frame, configured_store, resolve_path, resolve_store, store_at
 from cafs.cli.output import json_name, note, say
 from cafs.cli.progress import progress
 from cafs.errors import CafsError, DaemonAbsentError, DaemonError, UsageError
@@ -49,7 +49,7 @@ class Place(NamedTuple):
     """A path to look at."""
 
     shown: bytes
-    """As the user gave it: what lies below is shown after it."""
+    """As the user gave it, and what lies below it is shown after it; with --json as *inside*."""
     inside: bytes
     """From the store's root, ``/`` first."""
 
@@ -77,9 +77,15 @@ def looking(store: Path) -> Iterator[View]:
 
 
 def place_of(frame: Frame, given: str, store: Path | None) -> tuple[Path, Place]:
-    """The store and the place of one path.  Raises NotFoundError when no store is known."""
+    """The store and the place of one path.
+
+    Raises UsageError for an empty path, NotFoundError when no store is known.
+    """
+    if not given:
+        raise UsageError("a path is empty", advice="the store's root is /")
     found = resolve_path(given, frame, store)
-    return found.store, Place(os.fsencode(given), found.inside)
+    # A program asks for the same path in different ways and compares the answers.
+    return found.store, Place(found.inside if frame.json else os.fsencode(given), found.inside)
 
 
 def places_of(frame: Frame, given: Sequence[str], store: Path | None) -> tuple[Path, list[Place]]:
@@ -93,10 +99,9 @@ def places_of(frame: Frame, given: Sequence[str], store: Path | None) -> tuple[P
     if store is None and left and _names_a_store(left):
         store = Path(left.pop(0))
     if not left:
-        if store is None and _mount_above(Path.cwd()) is not None:
-            left = ["."]
-        else:
+        if store is not None or _store_around(frame) is None:
             return resolve_store(store, frame), [Place(b"/", b"/")]
+        left = ["."]
     named = store_at(store) if store is not None else None
     found = [place_of(frame, each, named) for each in left]
     stores = {each for each, _ in found}
@@ -106,6 +111,25 @@ def places_of(frame: Frame, given: Sequence[str], store: Path | None) -> tuple[P
             advice="ask for one store at a time",
         )
     return found[0][0], [place for _, place in found]
+
+
+def the_store(frame: Frame, given: Path | None) -> Path:
+    """As cafs.cli.frame.resolve_store, but that the current directory's store counts, too."""
+    around = _store_around(frame) if given is None else None
+    return around or resolve_store(given, frame)
+
+
+def _store_around(frame: Frame) -> Path | None:
+    """The store that the current directory lies in, unless the settings name another one."""
+    try:
+        mount = _mount_above(Path.cwd())
+    except FileNotFoundError:
+        # The current directory was removed.
+        return None
+    if mount is None or mount.store is None:
+        return None
+    configured = configured_store(frame)
+    return mount.store if configured is None or store_at(configured) == mount.store else None
 
 
 def _names_a_store(given: Sequence[str]) -> bool:
@@ -261,7 +285,9 @@ def blob_rows(look: BlobLook, sharers: int | None = None) -> list[tuple[str, str
     ]
     stored = "nothing in packs"
     if use.times:
-        ratio = "" if look.ratio is None else f", compressed {look.ratio:.2f} : 1"
+        ratio = ", not compressed"
+        if look.ratio is not None and look.ratio >= 1.005:
+            ratio = f", compressed {look.ratio:.2f} : 1"
         stored = f"{size_and_bytes(use.stored_bytes)} in {plural(len(use.times), 'distinct chunk')}"
         stored += ratio
     shared = "no chunk with any other blob"

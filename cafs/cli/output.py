@@ -67,7 +67,7 @@ def show_name(name: bytes) -> str:
     The quoted form is that of a shell ($'...'), so that it can be pasted.
     """
     text = os.fsdecode(name)
-    if sys.stdout.isatty() and _CONTROL.search(text):
+    if _CONTROL.search(text) and sys.stdout.isatty():
         quoted = text.replace("\\", "\\\\").replace("'", "\\'")
         return "$'" + _CONTROL.sub(_escape, quoted) + "'"
     return text

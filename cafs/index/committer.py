@@ -9,7 +9,8 @@ is committed, or with the error of an attempt that began after it asked.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -49,6 +50,9 @@ class Committer:
         """How long the last successful commit took."""
         self.thawed: list[Callable[[], None]] = []
         """Called on the event loop after each commit."""
+        self.failed: list[Callable[[CafsError], None]] = []
+        """Called on the event loop after each attempt that failed."""
+        self._attempts = 0
 
     async def commit(self) -> None:
         """Return when every change made before this call is on disk.
@@ -57,11 +61,13 @@ class Committer:
         and are tried again.
         """
         need = self._overlay.generation + (1 if self._overlay.dirty else 0)
+        begun = self._attempts
         while self.committed < need:
             attempt = self._attempted
             self._wanted.set()
             await attempt.wait()
-            if self.error is not None:
+            # One that was under way before says nothing: the fault may have been over since.
+            if self.error is not None and self._attempts > begun:
                 raise self.error
 
     def urge(self) -> None:
@@ -80,23 +86,33 @@ class Committer:
         async with self._lock:
             await self._once()
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[bool]:
+        """Keep commits from beginning; false if a failed one still waits to be tried again."""
+        async with self._lock:
+            yield not self._overlay.frozen
+
     async def _once(self) -> None:
         overlay = self._overlay
         if not (overlay.dirty or overlay.frozen):
             self._announce(None)
             return
-        if not overlay.frozen:
-            self._prepare()
-        layer = overlay.freeze()
+        self._attempts += 1
         began = self._clock.monotonic()
         try:
+            if not overlay.frozen:
+                self._prepare()
+            layer = overlay.freeze()
             # Not to be cancelled half-way: the loop must learn whether it was committed.
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._write, layer)
-        except CafsError as error:
-            if type(error) is not type(self.error):
-                log.error("commit failed: %s; what to do: %s", error, error.advice)
-            self._announce(error)
+        except Exception as error:
+            problem = _foreseen(error)
+            if type(problem) is not type(self.error):
+                log.error("commit failed: %s; what to do: %s", problem, problem.advice)
+            for failed in self.failed:
+                failed(problem)
+            self._announce(problem)
             return
         self.last_seconds = self._clock.monotonic() - began
         self.committed = overlay.generation
@@ -111,3 +127,11 @@ class Committer:
         self.error = error
         attempted, self._attempted = self._attempted, trio.Event()
         attempted.set()
+
+
+def _foreseen(error: Exception) -> CafsError:
+    """The error to tell those who wait.  A defect must not end the mount: it can still read."""
+    if isinstance(error, CafsError):
+        return error
+    log.error("defect in a commit", exc_info=error)
+    return CafsError(f"defect in a commit: {error!r}", advice="see the daemon's log")

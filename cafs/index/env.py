@@ -24,6 +24,11 @@ class Environment:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.open()
+
+    def open(self) -> None:
+        """Map the index; again after close(), when another file has taken its place."""
+        directory = self.directory
         try:
             self._env = lmdb.open(
                 str(directory),

@@ -65,6 +65,10 @@ _INODE: Final = struct.Struct("<IIIIQqqqQQI")
 _BLOB: Final = struct.Struct("<QII32s20s")
 _CHUNK: Final = struct.Struct("<32sIIIIQI")
 _PACK: Final = struct.Struct("<QQIIQ")
+# The fields that a pass over all records needs: several times quicker than a whole record.
+_INODE_CONTENT: Final = struct.Struct("<I8xIQ24xQ")
+_BLOB_USE: Final = struct.Struct("<8xII")
+_CHUNK_USE: Final = struct.Struct("<40xII8xI")
 _RECIPE_KEY_TAIL: Final = struct.Struct(">Q")
 _ENTRY_KEY_TAIL: Final = struct.Struct(">Q")
 
@@ -189,6 +193,14 @@ def unpack_inode(value: bytes) -> Attr:
         raise IndexDamagedError(f"an inode record has {len(value)} bytes") from error
 
 
+def inode_content(value: bytes) -> tuple[int, int, int, int]:
+    """Mode, link count, size and *blob* of an inode's record; for passes over all of them."""
+    try:
+        return _INODE_CONTENT.unpack_from(value)  # type: ignore[return-value]
+    except struct.error as error:
+        raise IndexDamagedError(f"an inode record has {len(value)} bytes") from error
+
+
 def pack_blob(blob: BlobRecord) -> bytes:
     """A blob's record."""
     return _BLOB.pack(blob.size, blob.refs, blob.flags, blob.sha256, blob.sha1) + blob.parts
@@ -199,6 +211,14 @@ def unpack_blob(value: bytes) -> BlobRecord:
     try:
         size, refs, flags, sha256, sha1 = _BLOB.unpack_from(value)
         return BlobRecord(size, refs, flags, sha256, sha1, value[BLOB_HEADER:])
+    except struct.error as error:
+        raise IndexDamagedError(f"a blob record has {len(value)} bytes") from error
+
+
+def blob_use(value: bytes) -> tuple[int, int]:
+    """Reference count and flags of a blob's record; for passes over all of them."""
+    try:
+        return _BLOB_USE.unpack_from(value)  # type: ignore[return-value]
     except struct.error as error:
         raise IndexDamagedError(f"a blob record has {len(value)} bytes") from error
 
@@ -225,6 +245,15 @@ def unpack_chunk(value: bytes) -> ChunkRecord:
         raise IndexDamagedError(f"a chunk record has {len(value)} bytes") from error
     extent = Extent(PackNo(pack), offset, word & 0xFFFFFF, word >> 24, raw, xxh3)
     return ChunkRecord(sha256, extent, refs)
+
+
+def chunk_use(value: bytes) -> tuple[int, int, int]:
+    """Stored length, raw length and references of a chunk; for passes over all of them."""
+    try:
+        word, raw_length, refs = _CHUNK_USE.unpack_from(value)
+    except struct.error as error:
+        raise IndexDamagedError(f"a chunk record has {len(value)} bytes") from error
+    return word & 0xFFFFFF, raw_length, refs
 
 
 def pack_pack(pack: PackRecord) -> bytes:

@@ -65,7 +65,7 @@ class Overlay:
         try:
             return self._txn.get(key, db=self._env.databases[database])
         except lmdb.Error as error:
-            raise damaged(database, error) from error
+            raise self._broken(database, error) from error
 
     def get_anywhere(self, database: int, key: bytes) -> bytes | None:
         """As get(), for a thread other than the owner.
@@ -163,7 +163,7 @@ class Overlay:
                         return
                     yield key, value
         except lmdb.Error as error:
-            raise damaged(database, error) from error
+            raise self._broken(database, error) from error
 
     def floor(self, database: int, key: bytes, prefix: bytes) -> bytes | None:
         """The greatest key up to *key* that begins with *prefix*, or None."""
@@ -193,7 +193,7 @@ class Overlay:
                     return cursor.key() if cursor.prev() else None
                 return cursor.key() if cursor.last() else None
         except lmdb.Error as error:
-            raise damaged(database, error) from error
+            raise self._broken(database, error) from error
 
     def freeze(self) -> Layer:
         """Take what has gathered as the next commit; call again only after thaw()."""
@@ -218,6 +218,15 @@ class Overlay:
         """Read from the newest commit."""
         self._txn.abort()
         self._txn = self._env.begin()
+
+    def _broken(self, database: int, error: lmdb.Error) -> IndexDamagedError:
+        """What LMDB found; its transaction answers nothing any more after that, so a new one."""
+        self.renew()
+        return damaged(database, error)
+
+    def suspend(self) -> None:
+        """End the read transaction; renew() comes before anything else."""
+        self._txn.abort()
 
     def close(self) -> None:
         """End the read transaction."""

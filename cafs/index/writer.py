@@ -72,6 +72,15 @@ class IndexWriter:
         """Make a compact copy of the index, as of now, in an existing empty directory."""
         self._call("copy", str(directory), "copy the index")
 
+    def prepare_shrunk(self) -> None:
+        """Make a copy of the index without free pages beside it, durable; nothing may be
+        written between this and replace_with_shrunk()."""
+        self._call("prepare shrunk", None, "copy the index")
+
+    def replace_with_shrunk(self) -> None:
+        """Put that copy in the index's place.  This process must not have the index open."""
+        self._call("replace with shrunk", None, "put the index's copy in its place")
+
     def _call(self, command: str, argument: Any, doing: str) -> None:
         frame = marshal.dumps((command, argument))
         for last_try in (False, True):

@@ -22,10 +22,12 @@ from typing import Any, BinaryIO
 
 import lmdb
 
-from cafs.index import layout
+from cafs.index import layout, shrink
 from cafs.index.env import MAP_SIZE, MAX_READERS
 
 _LENGTH = struct.Struct("<Q")
+FULL_BYTES = 256 << 10
+"""A disk with less than this left counts as full."""
 
 
 def _open(directory: str) -> tuple[lmdb.Environment, list[Any]]:
@@ -71,17 +73,35 @@ def _answer(
             _write(env, databases, argument)
         elif command == "copy":
             env.copy(argument, compact=True)
+        elif command == "prepare shrunk":
+            shrink.prepare(env)
+        elif command == "replace with shrunk":
+            shrink.replace(env)
         else:
             return False, "defect", f"unknown command {command}"
     except lmdb.MapFullError as error:
         return False, "full", str(error)
     except (lmdb.Error, OSError) as error:
-        code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
-        kind = {errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EROFS: "readonly"}.get(
-            code, "damaged" if isinstance(error, lmdb.CorruptedError) else "io"
-        )
-        return False, kind, f"{error}"
+        return False, _kind(error, env.path()), f"{error}"
     return True, "", ""
+
+
+def _kind(error: Exception, directory: str) -> str:
+    """What the parent is to make of an error."""
+    if isinstance(error, lmdb.CorruptedError):
+        return "damaged"
+    code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
+    if code == errno.EIO and _is_full(directory):
+        # LMDB's word for a write that the disk took only a part of.
+        return "full"
+    kinds = {errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EROFS: "readonly"}
+    return kinds.get(code, "io")
+
+
+def _is_full(directory: str) -> bool:
+    figures = os.statvfs(directory)
+    blocks = figures.f_bavail if os.geteuid() else figures.f_bfree
+    return blocks * figures.f_frsize < FULL_BYTES
 
 
 def _read_exactly(stream: BinaryIO, length: int) -> bytes | None:
@@ -114,11 +134,14 @@ def main(directory: str) -> int:
             # come back meanwhile.
             opened = opened or _open(directory)
         except lmdb.Error as error:
-            text = str(error)
-            kind = "readonly" if "Read-only" in text else "full" if "No space" in text else "io"
-            answer = (False, kind, text)
+            answer = (False, _kind(error, directory), str(error))
         else:
             answer = _answer(*opened, command, argument)
+            if not answer[0] or command == "replace with shrunk":
+                # After a failed write of its meta page LMDB refuses all further work, and
+                # after a replacement this is a file without a name.
+                opened[0].close()
+                opened = None
         reply = marshal.dumps(answer)
         sink.write(_LENGTH.pack(len(reply)) + reply)
         sink.flush()

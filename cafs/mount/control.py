@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ import trio
 from cafs.control import MAX_LINE_BYTES, NAME, error_fields
 from cafs.errors import CafsError, UsageError
 from cafs.mount import translate
+from cafs.mount.damage import DamageReporter
 from cafs.mount.kernel import Tuning
-from cafs.operate.compact import Compactor
+from cafs.operate.compact import Compactor, OnProgress
+from cafs.operate.give_back import compact_now, sweep_now
+from cafs.operate.index_copy import IndexCopier
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
+from cafs.types import ChunkNo
 
 log = logging.getLogger(__name__)
+
+SIGN_OF_LIFE_S = 1.0
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -32,17 +39,23 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class ControlServer:
     """Serves one store's control socket."""
 
-    def __init__(self, store: Store, mountpoint: Path, tuning: list[Tuning]) -> None:
+    def __init__(
+        self, store: Store, mountpoint: Path, tuning: list[Tuning], damage: DamageReporter
+    ) -> None:
         self._store = store
+        self._damage = damage
         self._mountpoint = mountpoint
         self._tuning = tuning
         self.sweeper = Sweeper(store)
         self.compactor = Compactor(store)
+        self.copier = IndexCopier(store)
         self._commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "status": self._status,
             "commit": self._commit,
             "sweep": self._sweep,
             "compact": self._compact,
+            "condemn": self._condemn,
+            "copy_index": self._copy_index,
         }
 
     async def run(self) -> None:
@@ -59,7 +72,11 @@ class ControlServer:
                 self._serve, [trio.SocketListener(trio.socket.from_stdlib_socket(listening))]
             )
         finally:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                # A read-only disk: a socket that nobody listens on does no harm.
+                log.info("%s is left behind: %s", path, error.strerror)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async def send(answer: dict[str, Any]) -> None:
@@ -99,6 +116,7 @@ class ControlServer:
         answer["mountpoint"] = str(self._mountpoint)
         answer["pid"] = os.getpid()
         answer["defects_count"] = translate.defects
+        answer["damaged_reads_count"] = self._damage.count
         answer["kernel"] = {
             each.name: each.value or f"not set: {each.problem}" for each in self._tuning
         }
@@ -109,16 +127,58 @@ class ControlServer:
         return {"generation": self._store.counters.generation}
 
     async def _sweep(self, send: Send) -> dict[str, Any]:
-        await self._store.contents.settle_all()
-        swept = await self.sweeper.once()
-        await self._store.commit()
-        return {"swept_count": swept}
+        return await _attended(send, partial(sweep_now, self._store, self.sweeper))
 
     async def _compact(self, send: Send, grace_s: float | None = None) -> dict[str, Any]:
-        grace = self._store.options.grace if grace_s is None else grace_s
-        await self.sweeper.once()
-        freed = await self.compactor.whole(grace)
-        return {"freed_bytes": freed}
+        work = partial(compact_now, self._store, self.sweeper, self.compactor, self.copier, grace_s)
+        return await _attended(send, work)
+
+    async def _copy_index(self, send: Send) -> dict[str, Any]:
+        async def work(_on_progress: OnProgress) -> dict[str, Any]:
+            await self._store.sync_all()
+            return {"copied": await self.copier.once()}
+
+        return await _attended(send, work)
+
+    async def _condemn(self, send: Send, chunks: list[int], damaged: bool) -> dict[str, Any]:
+        numbers = [ChunkNo(number) for number in chunks]
+        marked = self._store.chunks.condemn(numbers, damaged=damaged)
+        await self._store.commit()
+        return {"marked_count": marked}
+
+
+async def _attended(
+    send: Send, work: Callable[[OnProgress], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Do long work, and tell the caller each second how far it is."""
+    finished = trio.Event()
+    reached = {"done": 0, "total": 0}
+
+    def on_progress(done: int, total: int) -> None:
+        reached.update(done=done, total=total)
+
+    async def tell() -> None:
+        while not finished.is_set():
+            with trio.move_on_after(SIGN_OF_LIFE_S):
+                await finished.wait()
+                return
+            try:
+                await send({"progress": reached})
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+    answer: dict[str, Any] = {}
+    error: CafsError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tell)
+        try:
+            answer = await work(on_progress)
+        except CafsError as raised:
+            error = raised
+        finished.set()
+    if error is not None:
+        raise error
+    return answer
 
 
 def _listen(path: Path) -> socket.socket:

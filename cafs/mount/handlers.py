@@ -15,7 +15,8 @@ from typing import NamedTuple
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext
 
-from cafs.errors import FsError
+from cafs.errors import DamagedError, FsError, ReadOnlyError
+from cafs.mount.damage import DamageReporter
 from cafs.mount.translate import BLOCK_SIZE, entry, handler, no_entry
 from cafs.store import Store
 from cafs.tree import permissions
@@ -49,14 +50,20 @@ class Handlers(pyfuse3.Operations):
     enable_acl = True
     enable_writeback_cache = False
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, damage: DamageReporter) -> None:
         super().__init__()
+        self._damage = damage
         self._store = store
         self._tree = store.tree
         self._contents = store.contents
         self._relatime = store.options.atime == "relatime"
         self._files: dict[int, OpenFile] = {}
         self._next_handle = 1
+
+    def noticed_damage(self, request: str, subject: int, error: DamagedError) -> None:
+        """See cafs.mount.translate.NoticesDamage."""
+        file = self._files.get(subject) if request in ("read", "write", "fsync") else None
+        self._damage.notice(request, file.ino if file else Ino(subject), error)
 
     # -- attributes --------------------------------------------------------------------------
 
@@ -90,10 +97,13 @@ class Handlers(pyfuse3.Operations):
         self._contents.save_times(ino)
         old = self._contents.attr(ino)
         new = self._wanted(old, attr, fields)
-        if new == old and not fields.update_size and self._store.space.read_only:
+        try:
+            self._store.space.admit_removal()
+        except ReadOnlyError:
             # bpm and pre-start scripts set what is set already, also on a read-only disk.
-            return entry(ino, old)
-        self._store.space.admit_removal()
+            if new == old and not fields.update_size:
+                return entry(ino, old)
+            raise
         if fields.update_size:
             privileged = ctx.uid == 0
             await self._contents.truncate(ino, attr.st_size, privileged=privileged)
@@ -163,7 +173,7 @@ class Handlers(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, ctx: RequestContext, **more: object
     ) -> Ino:
         self._store.space.admit(0)
-        if self._store.overlay.pending > self._store.options.overlay_limit:
+        if self._store.overlay.pending > self._store.overlay_limit:
             await self._store.make_room()
         return self._tree.create(Ino(parent), name, mode, ctx.uid, ctx.gid, **more)  # type: ignore[arg-type]
 
@@ -214,7 +224,7 @@ class Handlers(pyfuse3.Operations):
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a name; the inode goes when the kernel forgets it."""
         self._store.space.admit_removal()
-        if self._store.overlay.pending > self._store.options.overlay_limit:
+        if self._store.overlay.pending > self._store.overlay_limit:
             await self._store.make_room()
         self._tree.unlink(Ino(parent_inode), name)
 

@@ -15,11 +15,14 @@ import pyfuse3
 import trio
 
 from cafs.config import MountOptions
-from cafs.errors import CafsError, MountError
+from cafs.errors import MountError, first_foreseen
 from cafs.mount import mountpoint as where
 from cafs.mount.control import ControlServer
+from cafs.mount.damage import DamageReporter
 from cafs.mount.handlers import Handlers
 from cafs.mount.kernel import Tuning, mount_options, tune
+from cafs.mount.loop import requests_at_once
+from cafs.mount.memory import give_back_when_idle, tune_allocator
 from cafs.store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -36,37 +39,33 @@ def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[]
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(50_000, 20, 50)
+    tune_allocator()
     logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
     try:
         trio.run(_serve, store, mountpoint, options, ready)
     except BaseExceptionGroup as group:
-        raise _first(group) from group
+        raise first_foreseen(group) from group
     finally:
         sys.setswitchinterval(0.005)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a user should hear of several errors: a foreseeable one if there is any."""
-    foreseen, _ = group.split(CafsError)
-    error: BaseException = foreseen or group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _serve(
     path: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
 ) -> None:
     async with open_store(path, options, mountpoint) as store:
+        damage = DamageReporter(store)
         try:
-            pyfuse3.init(Handlers(store), str(mountpoint), mount_options(path, options))
+            pyfuse3.init(Handlers(store, damage), str(mountpoint), mount_options(path, options))
         except RuntimeError as error:
             raise MountError(f"cannot mount on {mountpoint}: {error}") from error
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_terminate_on_signal)
-                nursery.start_soon(_attend, store, mountpoint, options, ready, nursery)
-                await pyfuse3.main()
+                nursery.start_soon(give_back_when_idle, store)
+                nursery.start_soon(damage.run)
+                nursery.start_soon(_attend, store, damage, mountpoint, options, ready, nursery)
+                with requests_at_once():
+                    await pyfuse3.main()
                 log.info("unmounted from %s", mountpoint)
                 nursery.cancel_scope.cancel()
         finally:
@@ -75,6 +74,7 @@ async def _serve(
 
 async def _attend(
     store: Store,
+    damage: DamageReporter,
     mountpoint: Path,
     options: MountOptions,
     ready: Callable[[], None],
@@ -88,10 +88,11 @@ async def _attend(
     for each in tuning:
         if each.problem:
             log.info("could not set %s: %s", each.name, each.problem)
-    server = ControlServer(store, mountpoint, tuning)
+    server = ControlServer(store, mountpoint, tuning, damage)
     nursery.start_soon(server.run)
     nursery.start_soon(server.sweeper.run)
     nursery.start_soon(server.compactor.run)
+    nursery.start_soon(server.copier.run)
     log.info("mounted %s on %s", store.path, mountpoint)
     ready()
 

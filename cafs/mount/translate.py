@@ -10,7 +10,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 
@@ -30,6 +30,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Handler = Callable[P, Coroutine[Any, Any, T]]
 
+
+class NoticesDamage(Protocol):
+    """What requests are handled by."""
+
+    def noticed_damage(self, request: str, subject: int, error: DamagedError) -> None:
+        """A request about *subject*, a handle or an inode, found something damaged."""
+        ...
+
+
 defects = 0
 """Exceptions in handlers that were not foreseen, since the start."""
 
@@ -48,7 +57,10 @@ def handler(function: Handler[P, T]) -> Handler[P, T]:
             raise pyfuse3.FUSEError(error.errno) from None
         except CafsError as error:
             number = error.meaning.errno
-            if isinstance(error, DamagedError) or number == errno.EIO:
+            if isinstance(error, DamagedError):
+                subject = args[1] if isinstance(args[1], int) else 0
+                cast(NoticesDamage, args[0]).noticed_damage(name, subject, error)
+            elif number == errno.EIO:
                 log.error("%s%s: %s; what to do: %s", name, args[1:2], error, error.advice)
             raise pyfuse3.FUSEError(number) from None
         except Exception:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 import trio
 
 from cafs.blobs import sidecar
+from cafs.blobs.fileheader import HEADER_LENGTH
 from cafs.blobs.pack import StoredChunk
 from cafs.blobs.reader import verified
-from cafs.errors import CafsError, DamagedError
+from cafs.errors import CafsError, DamagedError, DiskFullError
 from cafs.index import layout
 from cafs.index.layout import PackRecord
 from cafs.store import Store
@@ -25,10 +26,16 @@ from cafs.types import ChunkNo, Extent, PackNo
 log = logging.getLogger(__name__)
 
 PAUSE_S = 5.0
+PAUSE_FULL_S = 1.0
 MOSTLY_DEAD = 0.5
 """A pack of which less than this is alive is rewritten by itself."""
+PARTLY_DEAD = 0.9
+"""The same on a full disk."""
 BATCH = 4 << 20
 """Bytes that are copied at once."""
+BLOCK = 4096
+WORTH_CLOSING = 32 << 20
+"""Bytes from which on a mostly dead pack is closed before it has its full size."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -39,25 +46,63 @@ class Compactor:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = trio.Lock()
+        self._left: set[PackNo] = set()
+        # Packs that hold what cannot be moved: not tried again and again.
+        self._doomed: list[tuple[PackNo, int]] = []
+        # Packs that the index is about to forget, or has forgotten, with their sizes.
+        self._holes: dict[PackNo, tuple[float, list[tuple[int, int]]]] = {}
+        # Dead ranges of packs that there is no room to rewrite, and when they were found dead.
 
     async def run(self) -> None:
         """Compact what is mostly dead, for ever."""
         while True:
-            await trio.sleep(PAUSE_S)
+            await trio.sleep(PAUSE_FULL_S if self._is_full else PAUSE_S)
+            threshold = PARTLY_DEAD if self._is_full else MOSTLY_DEAD
             try:
-                await self.once(MOSTLY_DEAD, self._store.options.grace)
+                await self._close_dead(threshold)
+                await self.once(threshold, self._store.options.grace)
             except CafsError as error:
                 log.warning("compaction stopped for now: %s", error)
 
+    @property
+    def _is_full(self) -> bool:
+        return isinstance(self._store.space.problem, DiskFullError)
+
     def candidates(self, threshold: float) -> list[tuple[PackNo, PackRecord]]:
-        """Sealed packs of which less than *threshold* (0 to 1) is alive."""
-        return [
+        """Sealed packs of which less than *threshold* (0 to 1) is alive, the deadest first.
+
+        On a full disk what costs least to move must be moved first.
+        """
+        found = [
             (number, record)
             for number, record in self._store.pack_table.items()
             if record.flags & layout.PACK_SEALED
             and record.live_bytes < threshold * record.size
             and record.live_chunks
+            and number not in self._left
         ]
+        return sorted(found, key=lambda pair: pair[1].live_bytes)
+
+    async def _close_dead(self, threshold: float) -> None:
+        """Seal the pack that takes chunks if less than *threshold* of it is alive.
+
+        Small ones wait until they are worth it, unless the disk is full.
+        """
+        store = self._store
+        least = 0 if self._is_full else WORTH_CLOSING
+        for number, (size, sealed) in store.packs.sizes().items():
+            record = store.pack_table.get(number)
+            if sealed or record is None or number in store.chunks.landing_packs():
+                continue
+            if size > least and record.live_bytes < threshold * size:
+                await self._close_current()
+                return
+
+    async def _close_current(self) -> None:
+        store = self._store
+        store.packs.roll()
+        await trio.to_thread.run_sync(store.packs.sync)
+        store.pack_table.save(store.packs, store.clock.now_ns())
 
     async def once(
         self, threshold: float, grace_s: float, on_progress: OnProgress | None = None
@@ -71,18 +116,23 @@ class Compactor:
             for done, (number, record) in enumerate(packs):
                 if on_progress is not None:
                     on_progress(done, len(packs))
-                await self._rewrite(number, record)
+                # A pack gives its space back only when all of it was moved.
+                has_room = record.live_bytes <= self._store.space.room_to_move()
+                if has_room or await self._punch(number, record, grace_s):
+                    await self._rewrite(number, record)
             return await self._remove_emptied(grace_s)
 
     async def whole(self, grace_s: float, on_progress: OnProgress | None = None) -> int:
         """Compact all that has anything dead in it, the open pack too, and wait for the grace."""
         store = self._store
         await store.sync_all()
-        store.packs.roll()
-        await trio.to_thread.run_sync(store.packs.sync)
-        store.pack_table.save(store.packs)
+        self._left.clear()
+        await self._close_current()
         removed = await self.once(0.95, grace_s, on_progress)
-        while any(record.flags & layout.PACK_EMPTIED for _, record in store.pack_table.items()):
+        while any(
+            record.flags & layout.PACK_SEALED and record.flags & layout.PACK_EMPTIED
+            for _, record in store.pack_table.items()
+        ):
             await trio.sleep(min(0.1, grace_s))
             removed += await self.once(0.0, grace_s)
         return removed
@@ -93,10 +143,17 @@ class Compactor:
         for batch in self._batches(number):
             began = store.clock.monotonic()
             if not await self._move(batch):
+                self._left.add(number)
                 return
             await store.make_room()
             size = sum(extent.stored_length for _, extent, _ in batch)
             await trio.sleep(max(0.0, size / rate - (store.clock.monotonic() - began)))
+        self._holes.pop(number, None)
+        left = store.pack_table.get(number)
+        if left is not None and left.live_chunks:
+            self._left.add(number)
+            log.warning("pack %08x still has chunks; what to do: cafs check", number)
+            return
         log.info(
             "pack %08x rewritten: %d of %d bytes were alive",
             number,
@@ -120,6 +177,41 @@ class Compactor:
                 batch, size = [], 0
         if batch:
             yield batch
+
+    async def _punch(self, number: PackNo, record: PackRecord, grace_s: float) -> bool:
+        """On a full disk: make room for rewriting a pack by giving up what is dead in it first.
+
+        False while that is not possible, or not yet: the grace begins when this pack is seen.
+        """
+        store = self._store
+        missing = record.live_bytes - store.space.room_to_move()
+        if number not in self._holes:
+            ranges = self._dead_ranges(number, record.size)
+            self._holes[number] = (store.clock.monotonic(), ranges)
+            log.info("no room to rewrite pack %08x: what is dead in it has to go first", number)
+        seen, ranges = self._holes[number]
+        if store.clock.monotonic() - seen < grace_s:
+            return False
+        if sum(end - start for start, end in ranges) < missing:
+            return False
+        # What is dead for us must be dead for an index that is read after a crash, too.
+        await store.commit()
+        await store.workers.run(lambda: store.packs.punch(number, ranges))
+        store.space.changed()
+        return record.live_bytes <= store.space.room_to_move()
+
+    def _dead_ranges(self, number: PackNo, size: int) -> list[tuple[int, int]]:
+        """Whole blocks of a pack that no chunk record points into."""
+        chunks = self._store.chunks
+        ranges = []
+        end = HEADER_LENGTH
+        for record in list(sidecar.read_sidecar(self._store.packs.sidecar_path(number))):
+            if chunks.at(record.sha256, number, record.offset) is not None:
+                ranges.append((end, record.offset))
+                end = record.end
+        ranges.append((end, size))
+        blocks = [(-(-start // BLOCK) * BLOCK, stop // BLOCK * BLOCK) for start, stop in ranges]
+        return [(start, stop) for start, stop in blocks if start < stop]
 
     async def _move(self, batch: list[tuple[ChunkNo, Extent, bytes]]) -> bool:
         store = self._store
@@ -153,17 +245,24 @@ class Compactor:
         doomed = [
             (number, record.size)
             for number, record in store.pack_table.items()
-            if record.flags & layout.PACK_EMPTIED
+            # One that never had a live chunk has emptied_ns = 0, and nobody can be reading it.
+            if not record.live_chunks
             and record.flags & layout.PACK_SEALED
             and number not in landing
             and not 0 <= now_ns - record.emptied_ns < grace_s * 1e9
         ]
-        if not doomed:
-            return 0
-        for number, _ in doomed:
+        for number, size in doomed:
             store.packs.retire(number)
             store.pack_table.removed(number)
+            self._doomed.append((number, size))
+        if not self._doomed:
+            return 0
+        # If it fails they stay on the list: the index forgets them with a later commit.
         await store.commit()
-        for number, _ in doomed:
+        freed = 0
+        while self._doomed:
+            number, size = self._doomed[-1]
             store.packs.remove(number)
-        return sum(size for _, size in doomed)
+            self._doomed.pop()
+            freed += size
+        return freed

@@ -23,7 +23,8 @@ class Counts:
     """How often each number below a bound was met."""
 
     def __init__(self, bound: int) -> None:
-        self._words = memoryview(mmap.mmap(-1, 4 * max(1, bound))).cast("I")
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._words = memoryview(mmap.mmap(-1, 4 * max(1, bound), flags=private)).cast("I")
         self.met = array("Q")
         """Numbers that were met, in that order."""
 

@@ -27,9 +27,6 @@ LINKS_MAX: Final = 40
 STEP: Final = 16384
 """Records between two reports of progress."""
 
-# Where an inode's record has its blob, and in which word its type (docs/format.md, "inodes").
-_BLOB: Final = slice(48, 56)
-
 
 def attr_of(view: View, ino: Ino) -> Attr:
     """An inode's record, past the tree's cache: a walk sees each inode once.
@@ -51,11 +48,13 @@ class Named(NamedTuple):
     ino: Ino
 
 
-def resolve(view: View, inside: bytes) -> Named:
+def resolve(view: View, inside: bytes, shown: bytes | None = None) -> Named:
     """What lies at a path from the store's root; a symbolic link at its end is not followed.
 
-    Raises NotFoundError, also for a link on the way that leads out of the store.
+    Raises NotFoundError, also for a link on the way that leads out of the store; it names the
+    path as *shown*, if that is given.
     """
+    shown = inside if shown is None else shown
     here = Named(ROOT, b"", ROOT)
     above: list[Named] = []
     left = [name for name in reversed(inside.split(b"/")) if name]
@@ -71,18 +70,18 @@ def resolve(view: View, inside: bytes) -> Named:
             found = view.tree.lookup(here.ino, name)
         except FsError as error:
             if error.errno == errno.ENOTDIR:
-                raise _absent(inside, "a part of it is no directory") from None
-            raise _absent(inside, "there is no such file or directory") from None
+                raise _absent(shown, "a part of it is no directory") from None
+            raise _absent(shown, "no such file or directory") from None
         if found is None:
-            raise _absent(inside, "there is no such file or directory")
+            raise _absent(shown, "no such file or directory")
         if left and stat.S_ISLNK(attr_of(view, found).mode):
             target = view.tree.readlink(found)
             links += 1
             if links > LINKS_MAX:
-                raise _absent(inside, "too many symbolic links on the way")
+                raise _absent(shown, "too many symbolic links on the way")
             if target.startswith(b"/"):
-                shown = os.fsdecode(target)
-                raise _absent(inside, f"a symbolic link on the way leads to {shown}, outside")
+                outside = os.fsdecode(target)
+                raise _absent(shown, f"a symbolic link on the way leads to {outside}")
             left += [part for part in reversed(target.split(b"/")) if part]
             continue
         above.append(here)
@@ -90,28 +89,28 @@ def resolve(view: View, inside: bytes) -> Named:
     return here
 
 
-def _absent(inside: bytes, why: str) -> NotFoundError:
-    return NotFoundError(f"{os.fsdecode(inside)}: {why} (in the store, as of its last commit)")
+def _absent(shown: bytes, why: str) -> NotFoundError:
+    return NotFoundError(f"{os.fsdecode(shown)}: {why}")
 
 
 def inodes_of(
     view: View, blobs: Collection[BlobNo], advance: Advance | None = None
 ) -> dict[Ino, BlobNo]:
     """Inodes whose content is one of *blobs*; those without a name (open files) included."""
-    wanted = {number.to_bytes(8, "little"): number for number in blobs if number != NO_BLOB}
+    wanted = set(blobs) - {NO_BLOB}
     # References are exact: when that many have been found, there are no more.
-    left = sum(view.blobs.get(number).refs for number in wanted.values())
+    left = sum(view.blobs.get(number).refs for number in wanted)
     found: dict[Ino, BlobNo] = {}
     if not left:
         return found
     for seen, (key, value) in enumerate(view.overlay.scan(layout.INODES, b"", b"")):
         if advance is not None and seen % STEP == 0:
             advance(seen)
-        number = wanted.get(value[_BLOB])
-        # A directory has the count of its entries there.
-        if number is None or not stat.S_ISREG(int.from_bytes(value[:4], "little")):
+        mode, _, _, blob = layout.inode_content(value)
+        # A directory has the count of its entries in place of the blob.
+        if blob not in wanted or not stat.S_ISREG(mode):
             continue
-        found[Ino(layout.from_u48(key))] = number
+        found[Ino(layout.from_u48(key))] = BlobNo(blob)
         left -= 1
         if not left:
             break

@@ -73,7 +73,7 @@ def sharers(view: View, blob: BlobNo, use: Use, advance: Advance | None = None) 
                 advance(seen)
             row = value
             if database == layout.BLOBS:
-                if int.from_bytes(value[12:16], "little") & BLOB_ROWS:
+                if layout.blob_use(value)[1] & BLOB_ROWS:
                     continue
                 row = value[BLOB_HEADER:]
             refs = recipe.row_refs(row)

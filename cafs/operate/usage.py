@@ -62,31 +62,31 @@ def usage(view: View, roots: Iterable[Named], advance: Advance | None = None) ->
     inside, whole = Counts(view.counters.next_blob), Counts(view.counters.next_blob)
     for ino, value in links.records(view, layout.INODES, view.counters.inodes):
         step()
-        attr = layout.unpack_inode(value)
-        if stat.S_ISDIR(attr.mode):
+        mode, nlink, size, blob = layout.inode_content(value)
+        if stat.S_ISDIR(mode):
             directories += 1
             continue
-        if not stat.S_ISREG(attr.mode):
+        if not stat.S_ISREG(mode):
             others += 1
             continue
         files += 1
-        logical += attr.size
-        if attr.blob:
-            inside.add(attr.blob)
+        logical += size
+        if blob:
+            inside.add(blob)
             # A name outside keeps the file alive.
-            if attr.nlink == links[ino]:
-                whole.add(attr.blob)
+            if nlink == links[ino]:
+                whole.add(blob)
     used, gone = _chunks(view, inside, whole, step)
     unique = stored = shared = freed = 0
     for number, value in used.records(view, layout.CHUNKS, view.counters.chunks):
         step()
-        record = layout.unpack_chunk(value)
-        unique += record.extent.raw_length
-        stored += record.extent.stored_length
-        if record.refs > gone[number]:
-            shared += record.extent.raw_length
+        stored_length, raw_length, refs = layout.chunk_use(value)
+        unique += raw_length
+        stored += stored_length
+        if refs > gone[number]:
+            shared += raw_length
         else:
-            freed += record.extent.stored_length
+            freed += stored_length
     return Usage(
         files, directories, others, logical, len(inside), len(used), unique, stored, shared, freed
     )
@@ -133,9 +133,10 @@ def _chunks(view: View, inside: Counts, whole: Counts, step: _Step) -> tuple[Cou
     used, gone = Counts(view.counters.next_chunk), Counts(view.counters.next_chunk)
     for number, value in inside.records(view, layout.BLOBS, view.counters.blobs):
         step()
-        # References of inodes; those that would go are counted in *whole*.
-        exclusive = int.from_bytes(value[8:12], "little") <= whole[number]
-        for row in _rows(view, BlobNo(number), value):
+        # References are those of inodes; *whole* counts the ones that would go.
+        refs, flags = layout.blob_use(value)
+        exclusive = refs <= whole[number]
+        for row in _rows(view, BlobNo(number), value, flags):
             for ref in recipe.row_refs(row):
                 used.add(ref)
                 if exclusive:
@@ -146,14 +147,15 @@ def _chunks(view: View, inside: Counts, whole: Counts, step: _Step) -> tuple[Cou
         number = int.from_bytes(key[1:], "big")
         record = view.overlay.get(layout.BLOBS, layout.u48(number))
         if record is not None and not inside[number]:
-            for row in _rows(view, BlobNo(number), record):
+            _, flags = layout.blob_use(record)
+            for row in _rows(view, BlobNo(number), record, flags):
                 for ref in recipe.row_refs(row):
                     gone.add(ref)
     return used, gone
 
 
-def _rows(view: View, number: BlobNo, record: bytes) -> Iterable[bytes]:
-    if int.from_bytes(record[12:16], "little") & BLOB_ROWS:
+def _rows(view: View, number: BlobNo, record: bytes, flags: int) -> Iterable[bytes]:
+    if flags & BLOB_ROWS:
         prefix = layout.u48(number)
         return (row for _, row in view.overlay.scan(layout.RECIPES, prefix, prefix))
     return (record[layout.BLOB_HEADER :],)

@@ -102,6 +102,10 @@ class FaultyDisk(Disk):
         self._step("truncate", self._name(fd))
         super().truncate(fd, length)
 
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        self._step("punch", self._name(fd))
+        super().punch(fd, offset, length)
+
     def sync_data(self, fd: int) -> None:
         self._step("sync_data", self._name(fd))
         super().sync_data(fd)

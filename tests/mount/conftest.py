@@ -47,13 +47,19 @@ def _open_umask() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cafs_mount() -> Iterator[Mount]:
-    """A daemon of this module's own; its log must stay free of unannounced warnings."""
+    """A daemon of this module's own.
+
+    At the end its log must be free of unannounced warnings, and a check that counts every
+    reference of the store anew must find it clean.
+    """
     if not os.path.exists("/dev/fuse"):
         pytest.skip("there is no /dev/fuse here")
     mount = Mount()
     try:
         mount.start()
         yield mount
+        mount.unmount()
+        mount.run("check", str(mount.store))
         stray = mount.unexpected_log_lines()
     finally:
         mount.close()

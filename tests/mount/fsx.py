@@ -65,6 +65,7 @@ class Exerciser:
             if size != len(self.model):
                 raise Mismatch(self._story(f"size {size} instead of {len(self.model)}"))
         self.history.append("end")
+        self._drop()
         self._compare(0, self.path.read_bytes(), len(self.model))
 
     def _table(self) -> list[tuple[str, Callable[[], None]]]:
@@ -82,6 +83,7 @@ class Exerciser:
             table += [("append", self._append)]
         if "reopen" in self.ways:
             table += [("reopen", self._reopen), ("sync", lambda: os.fsync(self._fd))]
+            table += [("drop", self._drop)] * 2
         if "aio" in self.ways:
             table += [("aio read", self._aio_read), ("aio write", self._aio_write)] * 2
         return table
@@ -90,7 +92,7 @@ class Exerciser:
 
     def _span(self, within: int) -> tuple[int, int]:
         """A random offset and length below *within*, aligned as this way of I/O asks."""
-        offset = self._rng.randrange(max(within, 1))
+        offset = self._rng.randrange(max(min(within, self.max_size), 1))
         length = self._rng.randint(1, self.max_piece)
         if self._rng.random() < 0.3:
             offset -= offset % PAGE
@@ -178,6 +180,15 @@ class Exerciser:
     def _reopen(self) -> None:
         os.close(self._fd)
         self._fd = os.open(self.path, self._flags)
+
+    def _drop(self) -> None:
+        """Have the kernel forget its pages, so that the next reads are the filesystem's own.
+
+        Without the sync dirty pages of maps stay, and what was written may be anywhere.
+        """
+        if self._rng.random() < 0.5:
+            os.fdatasync(self._fd)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     # Memory maps
 

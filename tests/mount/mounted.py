@@ -86,7 +86,9 @@ class Mount:
             timeout=STOP_TIMEOUT_S,
             check=False,
         )
-        assert done.returncode == 0, f"cafs {arguments}: {done.returncode}: {done.stderr!r}"
+        assert done.returncode == 0, (
+            f"cafs {arguments}: {done.returncode}: {done.stdout!r} {done.stderr!r}"
+        )
         return done.stdout.decode(errors="replace")
 
     def start(self) -> None:

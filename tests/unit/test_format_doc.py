@@ -1,21 +1,38 @@
 """docs/format.md says what the code does: its tables add up, its example can be read."""
 
 import hashlib
+import os
 import re
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cafs import storefile
 from cafs.blobs import codec, fileheader, recipe, sidecar
+from cafs.blobs.blobs import Digests
 from cafs.blobs.codec import CODECS
 from cafs.blobs.fileheader import HEADER_LENGTH, PACK_MAGIC, SIDECAR_MAGIC, FileHeader
 from cafs.blobs.pack import PACK_SIZE_MAX, PackStore
 from cafs.blobs.recipe import KINDS
 from cafs.blobs.sidecar import RECORD_LENGTH, SidecarRecord, read_sidecar
+from cafs.config import StoreParams
 from cafs.durable import Disk
-from cafs.types import ChunkNo, PackNo
+from cafs.index import layout
+from cafs.index.counters import KEY as COUNTERS_KEY
+from cafs.index.counters import Counters
+from cafs.index.env import MAP_SIZE, MAX_READERS
+from cafs.index.layout import BlobRecord, ChunkRecord, PackRecord
+from cafs.index.overlay import Layer
+from cafs.index.writer import IndexWriter
+from cafs.operate.check import Check
+from cafs.tree import names, tree
+from cafs.types import DAMAGED, ROOT, Attr, BlobNo, ChunkNo, Extent, Ino, PackNo
+from cafs.view import View
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 TEXT = DOCUMENT.read_text()
@@ -54,6 +71,57 @@ def packs(tmp_path: Path) -> PackStore:
     (tmp_path / "00000007.pack").write_bytes(example("pack"))
     (tmp_path / "00000007.side").write_bytes(example("sidecar"))
     return PackStore(Disk(), tmp_path, STORE_ID, PACK_SIZE_MAX)
+
+
+Record = tuple[int, bytes, bytes]
+"""Database, key, value."""
+
+
+def index_example() -> Iterator[tuple[str, Record]]:
+    """The records of the worked example as the code makes them, by the names of their blocks."""
+    epoch = 1_700_000_000 * 10**9
+    changed = epoch + 1_000_000_001
+    root = Attr(0o040755, 0, 0, 2, 4096, epoch, epoch, epoch, BlobNo(1), ROOT, 0)
+    file = Attr(0o100644, 1000, 1000, 1, 4414, epoch, changed, changed, BlobNo(12), 4096, 0)
+    ino, name = Ino(1000), b"app.bits"
+    sha256 = example("blob-sha256")
+    sha1 = hashlib.sha1(HELLO + b"PK\3\4" + bytes(4096) + WORDS).digest()
+    parts = example("recipe")
+    counters = Counters(
+        generation=3,
+        next_ino=1001,
+        next_blob=13,
+        next_chunk=43,
+        next_pack=8,
+        inodes=2,
+        files=1,
+        logical_bytes=4414,
+        blobs=1,
+        unique_bytes=4414,
+        chunks=2,
+        raw_bytes=314,
+        stored_bytes=45,
+    )
+    blob = BlobRecord(4414, 1, layout.BLOB_HOLES, sha256, sha1, parts)
+    place = layout.entry_key(ROOT, layout.name_cookie(name))
+    pack = PackRecord(77, 45, 2, 0, 0)
+    no = layout.u48
+    yield "counters", (layout.META, COUNTERS_KEY, counters.encode())
+    yield "root", (layout.INODES, no(ROOT), layout.pack_inode(root))
+    yield "inode", (layout.INODES, no(ino), layout.pack_inode(file))
+    yield "entry", (layout.ENTRIES, place, layout.entry_value(ino, 0o10, name))
+    yield "blob", (layout.BLOBS, no(12), layout.pack_blob(blob))
+    yield "blob-by-sha256", (layout.BLOB_SHA256, layout.digest_key(sha256, BlobNo(12)), b"")
+    yield "blob-by-sha1", (layout.BLOB_SHA1, layout.digest_key(sha1, BlobNo(12)), b"")
+    for number, raw, at, length, kind in ((41, HELLO, 32, 14, 0), (42, WORDS, 46, 31, 1)):
+        xxh3 = xxhash.xxh3_64_intdigest(example("pack")[at : at + length])
+        digest = hashlib.sha256(raw).digest()
+        extent = Extent(PackNo(7), at, length, kind, len(raw), xxh3)
+        value = layout.pack_chunk(ChunkRecord(digest, extent, 1))
+        key = layout.digest_key(digest, ChunkNo(number))
+        yield f"chunk-{number}", (layout.CHUNKS, no(number), value)
+        yield f"chunk-{number}-by-sha256", (layout.CHUNK_SHA256, key, b"")
+    yield "pack-7", (layout.PACKS, layout.pack_key(PackNo(7)), layout.pack_pack(pack))
 
 
 def chunks_of(packs: PackStore) -> list[bytes]:
@@ -111,6 +179,117 @@ def test_the_example_is_a_recipe_that_makes_the_blob(packs: PackStore) -> None:
     assert hashlib.sha256(blob).digest() == example("blob-sha256")
 
 
+def test_the_packed_row_is_eight_chunks() -> None:
+    parts = [recipe.chunk(ChunkNo(41 + i % 2), (14, 300)[i % 2]) for i in range(8)]
+    row = example("packed-row")
+    assert (row[0], len(row)) == (recipe.PACKED, 38)
+    assert recipe.decode(row) == parts
+
+
+@pytest.mark.parametrize(("name", "record"), list(index_example()))
+def test_the_example_of_the_index_is_what_the_code_writes(name: str, record: Record) -> None:
+    _, key, value = record
+    assert example(f"index-{name}") == key + value
+
+
+def test_no_block_of_the_index_is_left_out() -> None:
+    blocks = re.findall(r"^```hex index-(.*)$", TEXT, re.MULTILINE)
+    assert sorted(blocks) == sorted(name for name, _ in index_example())
+
+
+def test_the_example_can_be_read() -> None:
+    """Not by way of the code that wrote it: numbers straight from the document's text."""
+    file = layout.unpack_inode(example("index-inode")[6:])
+    assert (file.mode, file.uid, file.nlink, file.size) == (0o100644, 1000, 1, 4414)
+    assert file.mtime_ns - file.atime_ns == 10**9 + 1
+    assert (file.blob, file.aux, file.flags) == (12, 4096, 0)
+    entry = example("index-entry")
+    assert layout.from_u48(entry) == ROOT
+    assert layout.entry_cookie(entry[:14]) == 0x7392467AF60F364E
+    assert layout.split_entry(entry[14:]) == (1000, 8, b"app.bits")
+    blob = layout.unpack_blob(example("index-blob")[6:])
+    assert (blob.size, blob.refs, blob.flags) == (4414, 1, 4)
+    assert blob.parts == example("recipe") == example("index-blob")[0x4A:]
+    chunk = layout.unpack_chunk(example("index-chunk-42")[6:])
+    assert (chunk.extent.pack, chunk.extent.offset, chunk.extent.codec) == (7, 46, 1)
+    assert (chunk.extent.stored_length, chunk.extent.raw_length, chunk.refs) == (31, 300, 1)
+    assert layout.digest_number(example("index-chunk-42-by-sha256")) == 42
+    assert chunk.sha256.startswith(example("index-chunk-42-by-sha256")[:8])
+    pack = layout.unpack_pack(example("index-pack-7")[4:])
+    assert pack == PackRecord(len(example("pack")), 45, 2, 0, 0)
+    counters = Counters.decode(example("index-counters")[8:])
+    assert (counters.generation, counters.next_ino, counters.stored_bytes) == (3, 1001, 45)
+
+
+def test_what_passes_over_all_records_take_is_the_same() -> None:
+    assert layout.inode_content(example("index-inode")[6:]) == (0o100644, 1, 4414, 12)
+    assert layout.blob_use(example("index-blob")[6:]) == (1, layout.BLOB_HOLES)
+    assert layout.chunk_use(example("index-chunk-42")[6:]) == (31, 300, 1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """The worked example as a store."""
+    for name in ("index", "packs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "packs" / "00000007.pack").write_bytes(example("pack"))
+    (tmp_path / "packs" / "00000007.side").write_bytes(example("sidecar"))
+    content = storefile.StoreFile(STORE_ID, layout.FORMAT_VERSION, StoreParams())
+    (tmp_path / storefile.NAME).write_bytes(storefile.render(content))
+    layer: Layer = [{} for _ in layout.DATABASES]
+    for name, (database, key, _) in index_example():
+        layer[database][key] = example(f"index-{name}")[len(key) :]
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    writer = IndexWriter(tmp_path / "index", lock)
+    try:
+        writer.write(layer)
+    finally:
+        writer.close()
+        os.close(lock)
+    return tmp_path
+
+
+def test_the_example_is_a_store(store: Path) -> None:
+    with View(store) as view:
+        assert list(Check(view).findings()) == []
+        ino = view.tree.lookup(ROOT, b"app.bits")
+        assert ino == 1000
+        content_read = b"".join(view.content(view.tree.inodes.get(ino).blob))
+        number = view.blobs.find(example("blob-sha256"))
+    assert content_read == HELLO + b"PK\3\4" + bytes(4096) + WORDS
+    assert number == 12
+
+
+@given(st.binary(min_size=1, max_size=255))
+def test_cookies_keep_their_bounds(name: bytes) -> None:
+    cookie = layout.name_cookie(name)
+    assert 3 <= cookie < 1 << 63
+    assert cookie in (3, xxhash.xxh3_64_intdigest(name) & ~(1 << 63))
+    assert layout.next_cookie(cookie) == cookie + 1
+
+
+def test_behind_the_last_cookie_comes_the_first() -> None:
+    assert layout.next_cookie((1 << 63) - 1) == 3
+
+
+@pytest.mark.parametrize("literal_length", [1, 40, recipe.LITERAL_MAX])
+def test_rows_keep_their_bounds(store: Path, literal_length: int) -> None:
+    size = 1000 * literal_length
+    parts = [recipe.literal(os.urandom(literal_length)) for _ in range(1000)]
+    with View(store) as view:
+        digests = Digests(os.urandom(32), os.urandom(20))
+        number = view.blobs.adopt(parts, size, digests)
+        assert view.blobs.get(number).flags == layout.BLOB_ROWS
+        at = 0
+        for key, row in view.overlay.scan(layout.RECIPES, layout.u48(number), layout.u48(number)):
+            assert layout.recipe_start(key) == at
+            decoded = recipe.decode(row)
+            assert 1 <= len(decoded) <= layout.PARTS_PER_ROW
+            assert len(row) <= layout.ROW_MAX
+            at += recipe.total_length(decoded)
+        assert at == size
+
+
 @pytest.mark.parametrize(
     ("title", "length"),
     [
@@ -120,6 +299,13 @@ def test_the_example_is_a_recipe_that_makes_the_blob(packs: PackStore) -> None:
         ("Part: chunk", len(recipe.encode([recipe.chunk(ChunkNo(1), 1)]))),
         ("Part: literal", len(recipe.encode([recipe.literal(b"xyz")])) - 3),
         ("Part: hole", len(recipe.encode([recipe.hole(1)]))),
+        ("Row that is plain or packed", 5),
+        ("Record of counters", len(Counters().encode())),
+        ("Record of an inode", len(example("index-inode")) - 6),
+        ("Entry", len(layout.entry_value(ROOT, 4, b""))),
+        ("Record of a blob", layout.BLOB_HEADER),
+        ("Record of a chunk", len(example("index-chunk-41")) - 6),
+        ("Record of a pack", len(example("index-pack-7")) - 4),
     ],
 )
 def test_tables_tile_their_record(title: str, length: int) -> None:
@@ -128,8 +314,39 @@ def test_tables_tile_their_record(title: str, length: int) -> None:
         assert int(offset) == expected
         if size.isdigit():
             expected += int(size)
-            assert kind in ("bytes", f"u{8 * int(size)}")
+            assert kind in ("bytes", f"u{8 * int(size)}", f"i{8 * int(size)}")
     assert expected == length
+
+
+@pytest.mark.parametrize(
+    ("title", "fields"),
+    [
+        ("Record of counters", list(Counters.__dataclass_fields__)),
+        ("Record of an inode", [field.removesuffix("_ns") for field in Attr._fields]),
+        ("Record of a blob", [*BlobRecord._fields[:-1], "recipe"]),
+        ("Record of a pack", [field.removesuffix("_ns") for field in PackRecord._fields]),
+    ],
+)
+def test_fields_have_the_names_of_the_code(title: str, fields: list[str]) -> None:
+    assert [field for _, _, _, field, _ in rows(title)] == fields
+
+
+def test_every_database_is_told_in_its_order() -> None:
+    told = [name.strip("`") for name, *_ in rows("Databases")]
+    assert told == [name.decode() for name in layout.DATABASES]
+    assert f"Up to {MAX_READERS} readers" in section("Index")
+
+
+def test_flags_are_those_of_the_code() -> None:
+    flags = {
+        "Record of an inode": [layout.INODE_PROBED],
+        "Record of a blob": [layout.BLOB_UNHASHED, layout.BLOB_ROWS, layout.BLOB_HOLES],
+        "Record of a pack": [layout.PACK_SEALED, layout.PACK_EMPTIED],
+    }
+    for title, bits in flags.items():
+        meaning = next(meaning for *_, field, meaning in rows(title) if field == "flags")
+        assert re.findall(r"bit (\d)", meaning) == [str(bit.bit_length() - 1) for bit in bits]
+    assert DAMAGED << 24 == 1 << 31
 
 
 @pytest.mark.parametrize("title", ["Header of a pack", "Header of a sidecar"])
@@ -152,7 +369,23 @@ def test_limits_are_those_of_the_code() -> None:
     limits = dict(rows("Limits"))
     assert f"{PACK_SIZE_MAX:,} bytes" in limits["a pack"]
     assert f"{sidecar.STORED_LENGTH_MAX:,} bytes" == limits["a stored chunk"]
+    assert limits["codecs"] == str(DAMAGED)
+    assert limits["the index"] == f"{MAP_SIZE:,} bytes"
+    assert limits["a recipe in its blob's record"] == f"{layout.INLINE_PARTS_MAX} bytes"
+    assert limits["a row of a recipe"] == (
+        f"{layout.PARTS_PER_ROW} parts; {layout.ROW_MAX:,} bytes; {recipe.PLAIN_MAX:,} unfolded"
+    )
+    assert limits["names of an inode"] == f"{tree.LINK_MAX:,}"
+    assert limits["a name"] == f"{tree.NAME_MAX} bytes"
+    assert limits["names of one directory with the same hash"] == str(names.PROBES)
+    assert limits["a symbolic link's target"] == f"{tree.SYMLINK_MAX:,} bytes"
+    rows_text = section("Rows of a recipe")
+    assert f"1 to {layout.PARTS_PER_ROW} parts, and at most {layout.ROW_MAX:,} bytes" in rows_text
+    assert f"up to {layout.INLINE_PARTS_MAX} bytes" in section("Record of a blob")
     assert f"no longer than {recipe.LITERAL_MAX} bytes" in section("Part: literal")
+    packed = section("Row that is plain or packed")
+    assert f"A writer packs a row of {recipe.PACK_FROM} bytes and more" in packed
+    assert f"1 to {recipe.PLAIN_MAX:,}" in packed
 
 
 def test_named_tests_exist() -> None:

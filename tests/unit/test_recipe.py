@@ -1,12 +1,26 @@
 """Recipes: what is encoded comes back, and nothing else is taken for a recipe."""
 
+import struct
+
 import pytest
+import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cafs.blobs import recipe
-from cafs.blobs.recipe import CHUNK, HOLE, KINDS, LITERAL, LITERAL_MAX, Part
+from cafs.blobs.recipe import (
+    CHUNK,
+    HOLE,
+    KINDS,
+    LITERAL,
+    LITERAL_MAX,
+    PACK_FROM,
+    PACKED,
+    PLAIN_MAX,
+    Part,
+)
 from cafs.errors import IndexDamagedError
+from cafs.index import layout
 from cafs.types import ChunkNo
 
 chunks = st.builds(
@@ -17,6 +31,31 @@ chunks = st.builds(
 literals = st.builds(recipe.literal, st.binary(min_size=1, max_size=2 * LITERAL_MAX))
 holes = st.builds(recipe.hole, st.integers(1, (1 << 63) - 1))
 parts_lists = st.lists(chunks | literals | holes, max_size=40)
+neighbours = st.builds(
+    lambda first, count: [recipe.chunk(ChunkNo(first + i), 65536) for i in range(count)],
+    st.integers(1, 1 << 40),
+    st.integers(12, layout.PARTS_PER_ROW),
+)
+"""Recipes as most long ones are: chunks that were stored one after the other."""
+MEMBER_HEADER = b"PK\3\4\x14\0\0\0\x08\0" + bytes(16) + b"WEB-INF/lib/"
+
+
+def zip_row(members: int) -> list[Part]:
+    """What a zip becomes: a header as a literal before each member."""
+    parts = []
+    for i in range(members):
+        parts.append(recipe.literal(MEMBER_HEADER + b"%03d.jar" % i))
+        parts.append(recipe.chunk(ChunkNo(7000 + i), 20_000))
+    return parts
+
+
+def packed(plain: bytes, length: int | None = None, *, sized: bool = False) -> bytes:
+    """A packed row that claims to unfold to *length* bytes; *sized*: its frame says so, too."""
+    frame = zstandard.ZstdCompressor(level=1, write_content_size=sized).compress(plain)
+    return struct.pack("<BI", PACKED, len(plain) if length is None else length) + frame
+
+
+PLAIN = b"".join(KINDS[part.kind].encode(part) for part in zip_row(20))
 
 
 @given(parts_lists)
@@ -52,7 +91,83 @@ def test_any_bytes_are_a_recipe_or_damage(row: bytes) -> None:
         parts = recipe.decode(row)
     except IndexDamagedError:
         return
-    assert recipe.encode(parts) == row
+    assert recipe.decode(recipe.encode(parts)) == parts
+    if len(row) < PACK_FROM:
+        assert recipe.encode(parts) == row
+
+
+@given(neighbours)
+def test_round_trip_of_packed_rows(parts: list[Part]) -> None:
+    row = recipe.encode(parts)
+    assert row[0] == PACKED
+    # Not much to ask: neighbours' numbers differ in their last byte only.
+    assert 3 * len(row) < 2 * 11 * len(parts)
+    assert recipe.decode(row) == parts
+    assert list(recipe.row_refs(row)) == [part.ref for part in parts]
+
+
+def test_rows_of_zips_are_packed_to_a_third() -> None:
+    parts = zip_row(layout.PARTS_PER_ROW // 2)
+    row = recipe.encode(parts)
+    plain = sum(len(KINDS[part.kind].encode(part)) for part in parts)
+    assert row[0] == PACKED
+    assert len(row) < plain / 3
+    assert recipe.decode(row) == parts
+
+
+@given(parts_lists)
+def test_packing_never_makes_a_row_longer(parts: list[Part]) -> None:
+    row = recipe.encode(parts)
+    plain = b"".join(KINDS[part.kind].encode(part) for part in parts)
+    assert len(row) <= len(plain)
+    assert row == plain or (row[0] == PACKED and len(row) < len(plain) >= PACK_FROM)
+
+
+def test_short_rows_stay_plain() -> None:
+    parts = [recipe.chunk(ChunkNo(1), 1)] * ((PACK_FROM - 1) // 11)
+    assert recipe.encode(parts)[0] == CHUNK
+
+
+def test_a_frame_with_its_content_size_is_a_row_too() -> None:
+    assert recipe.decode(packed(PLAIN, sized=True)) == zip_row(20)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (packed(PLAIN, 0), "cannot unfold to 0 bytes"),
+        (packed(PLAIN, PLAIN_MAX + 1), "cannot unfold"),
+        # A bomb: the frame is a few hundred bytes, what it holds is 64 MiB.
+        (packed(bytes(64 << 20), PLAIN_MAX), "does not unfold"),
+        (packed(bytes(64 << 20), PLAIN_MAX, sized=True), "cannot unfold"),
+        (packed(PLAIN, len(PLAIN) + 1), "does not unfold to"),
+        (packed(PLAIN, len(PLAIN) - 1), "does not unfold"),
+        (packed(PLAIN, len(PLAIN) + 1, sized=True), "cannot unfold"),
+        (packed(packed(PLAIN)), "does not unfold to"),
+        (packed(PLAIN) + b"x", "does not unfold"),
+        (packed(PLAIN)[:-1], "does not unfold"),
+        (packed(PLAIN)[:20], "does not unfold"),
+        (packed(PLAIN)[:5], "unfold"),
+        (packed(PLAIN)[:3], "does not unfold"),
+        (bytes((PACKED,)), "does not unfold"),
+        (packed(PLAIN[:-1]), "ends within|longer than its row"),
+        (packed(b"\x09" * 100), "unknown kind 9"),
+    ],
+)
+def test_a_packed_row_that_was_damaged_is_named(row: bytes, complaint: str) -> None:
+    with pytest.raises(IndexDamagedError, match=complaint):
+        recipe.decode(row)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_flipped_byte_of_a_packed_row_never_crashes(position: int, flip: int) -> None:
+    row = bytearray(packed(PLAIN))
+    row[position % len(row)] ^= flip
+    try:
+        parts = recipe.decode(bytes(row))
+    except IndexDamagedError:
+        return
+    assert recipe.decode(recipe.encode(parts)) == parts
 
 
 @given(parts_lists.filter(bool), st.data())

@@ -1,0 +1,146 @@
+"""``python -m bench``: run, report, plot, corpus, main-job.
+
+Only reads arguments and prints; exit code 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import corpus, main_job, plot, report
+from bench import run as runner
+from bench.client import ClientError
+from bench.fetch import CorpusError
+from bench.result import Result, ResultError
+from bench.sides import SideError
+from bench.work import WORKLOADS
+
+_DIRECTORY = Path("/var/tmp/cafs-bench")
+_FAULTS = (
+    *(CorpusError, SideError, ClientError, runner.BenchError, plot.PlotError),
+    *(main_job.MainJobError, ResultError),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line asks for and return the exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.call(given))
+    except _FAULTS as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Compare a cafs mount with plain ext4 on real input.",
+        epilog="First build the input: python -m bench corpus /var/tmp/cafs-bench/corpus",
+    )
+    parser.set_defaults(call=_run)
+    names = ", ".join(workload.name for workload in WORKLOADS)
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help=f"only this one of: {names}"
+    )
+    parser.add_argument("--quick", action="store_true", help="small input, under 3 minutes")
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=_DIRECTORY,
+        help="where the corpus is and both sides work; an ext4 (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the result there")
+    parser.add_argument("--repeat", type=int, metavar="N", help="repetitions (default: 5, quick 3)")
+    parser.add_argument("--seed", type=int, default=1, help="of generated data and orders")
+    parser.add_argument("--files", type=int, metavar="N", help="files for the memory measurement")
+    commands = parser.add_subparsers(title="commands")
+
+    command = commands.add_parser("corpus", help="build the input from the package registries")
+    command.add_argument("directory", type=Path, metavar="DIR")
+    command.set_defaults(call=_corpus)
+
+    command = commands.add_parser("report", help="write docs/benchmarks.md from a result")
+    command.add_argument("result", type=Path, metavar="RESULT.json")
+    command.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
+    command.set_defaults(call=_report)
+
+    command = commands.add_parser("plot", help="draw a result (needs matplotlib)")
+    command.add_argument("result", type=Path, metavar="RESULT.json")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="PNG",
+        help="default: beside the result; docs/benchmarks.png is shown by the report",
+    )
+    command.set_defaults(call=_plot)
+
+    command = commands.add_parser("main-job", help="copy a real tree in, compare, kill, verify")
+    main_job.add_arguments(command, _DIRECTORY)
+    command.set_defaults(call=main_job.main)
+    return parser
+
+
+def _run(given: argparse.Namespace) -> int:
+    console = Console(stderr=True)
+    start = time.monotonic()
+    with console.status("starting") as status:
+
+        def progress(message: str) -> None:
+            status.update(message)
+            if not console.is_terminal:
+                print(f"{time.monotonic() - start:6.1f} s {message}", file=sys.stderr, flush=True)
+
+        def save(result: Result) -> None:
+            if given.json:
+                result.save(given.json)
+
+        result = runner.run(
+            given.dir,
+            only=given.only,
+            quick=given.quick,
+            repetitions=given.repeat,
+            seed=given.seed,
+            files=given.files,
+            progress=progress,
+            save=save,
+        )
+    # A log has no width of its own; 80 columns would break every title into five lines.
+    report.terminal(result, Console() if sys.stdout.isatty() else Console(width=160))
+    if given.json:
+        print(f"{given.json} written", file=sys.stderr)
+    return 0
+
+
+def _corpus(given: argparse.Namespace) -> int:
+    for name, part in corpus.build(given.directory)["parts"].items():
+        print(f"{name:10} {part['files']:8,} files {part['bytes'] / 1e6:8,.0f} MB")
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    result = Result.load(given.result)
+    picture = given.out.with_suffix(".png")
+    plotted = picture.name if picture.exists() else ""
+    given.out.write_text(report.markdown(result, given.result.as_posix(), plotted))
+    print(f"{given.out} written")
+    return 0
+
+
+def _plot(given: argparse.Namespace) -> int:
+    path = given.out or given.result.with_suffix(".png")
+    plot.draw(Result.load(given.result), path)
+    print(f"{path} written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

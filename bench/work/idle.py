@@ -1,0 +1,52 @@
+"""Memory of a daemon that has nothing to do, with many files in its store."""
+
+from __future__ import annotations
+
+from bench.sides import Side
+from bench.work.base import Measure, Take, Target, Workload
+
+_PER_DIRECTORY = 1000
+_LIMIT_MIB = 150
+
+
+class Idle(Workload):
+    """Proportional set sizes of the daemon and its children, in MiB; ext4 has no process."""
+
+    name = "idle"
+    repeats = False
+    measures = (
+        Measure(
+            "idle_after_start",
+            "memory, started and idle",
+            "MiB",
+            Target("value", "at most", _LIMIT_MIB),
+        ),
+        Measure(
+            "idle_after_work",
+            "memory, idle after creating all the files",
+            "MiB",
+            Target("value", "at most", _LIMIT_MIB),
+        ),
+        Measure("idle_files", "files in the store meanwhile", "files"),
+    )
+
+    def run(self, side: Side, repetition: int, take: Take) -> None:
+        if side.usage() is None:
+            return
+        context = self.context
+        count = context.files or context.pick(3000, 100_000)
+        for number in range(-(-count // _PER_DIRECTORY)):
+            directory = side.root / f"d{number:06}"
+            directory.mkdir()
+            part = min(_PER_DIRECTORY, count - number * _PER_DIRECTORY)
+            context.client("create", directory, part, 200, context.seed * 10_000 + number)
+        side.settle()
+        take("idle_files", lambda: float(count))
+        take("idle_after_work", lambda: _pss_mib(side))
+        side.cold()
+        take("idle_after_start", lambda: _pss_mib(side))
+
+
+def _pss_mib(side: Side) -> float:
+    used = side.usage()
+    return used.pss_bytes / (1 << 20) if used is not None else 0.0

@@ -1,0 +1,116 @@
+"""One run of ``cafs scrub``: from the store's directory to a report.
+
+Invariant: what was read is noted before the command ends, however it ends, so that the next
+one goes on there.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from cafs import control
+from cafs.cli.output import json_name, note, warn
+from cafs.cli.progress import progress
+from cafs.errors import CafsError, DaemonAbsentError, DaemonError, UsageError
+from cafs.operate import scrub
+from cafs.operate.condemn import condemn
+from cafs.operate.paths import paths_of_blobs
+from cafs.view import View
+
+
+def run(
+    path: Path, rate: float | None, *, resume: bool, restart: bool, mode: str
+) -> dict[str, Any]:
+    """Scrub the store at *path*; the report.  Raises UsageError, IndexDamagedError and kin."""
+    state = None if restart else scrub.load_state(path)
+    if resume and state is None:
+        raise UsageError(f"{path}: no scrub was interrupted", advice="leave out --resume")
+    if state is not None:
+        note("going on where the last scrub stopped (--restart begins anew)")
+    try:
+        control.call(path, "commit")
+    except DaemonAbsentError:
+        pass
+    except DaemonError as error:
+        warn(f"{error}; this is about the last commit")
+    began = time.monotonic()
+    with View(path) as view:
+        work = scrub.Scrub(view, rate, time.sleep)
+        found = _run(path, work, state, mode)
+        damaged = {damage.chunk for damage in found}
+        if state is not None:
+            found += _again(view, work, set(state.damaged) - damaged)
+        blobs = _blobs(view, found, mode)
+        report = {
+            "store": str(path),
+            "read_bytes": work.read_bytes,
+            "read_chunks_count": work.read_chunks,
+            "took_s": round(time.monotonic() - began, 3),
+            "resumed": state is not None,
+            "damaged_chunks_count": len(found),
+            "damaged": [
+                {
+                    "chunk": damage.chunk,
+                    "sha256": damage.sha256.hex(),
+                    "pack": f"{damage.pack:08x}",
+                    "offset": damage.offset,
+                    "stored_bytes": damage.stored_length,
+                    "why": damage.why,
+                    "blobs": blobs.get(damage.chunk, []),
+                }
+                for damage in found
+            ],
+        }
+        sound = set(work.sound_again)
+    if found or sound:
+        try:
+            condemn(path, {damage.chunk for damage in found})
+            condemn(path, sound, damaged=False)
+        except CafsError as error:
+            warn(f"what is damaged could not be marked: {error}")
+    scrub.save_state(path, None)
+    return report
+
+
+def _run(path: Path, work: scrub.Scrub, state: scrub.State | None, mode: str) -> list[scrub.Damage]:
+    found: list[scrub.Damage] = []
+
+    def save(reached: scrub.State) -> None:
+        try:
+            scrub.save_state(path, reached)
+        except CafsError as error:
+            # A full or read-only disk can be scrubbed all the same; only not resumed.
+            warn(f"{error}; an interruption would begin anew")
+
+    with progress(mode, "scrub", "bytes", work.total_bytes) as advance:
+        try:
+            for damage in work.run(state, advance, save):
+                found.append(damage)
+        except BaseException:
+            if work.reached is not None:
+                save(work.reached)
+            raise
+    return found
+
+
+def _again(view: View, work: scrub.Scrub, numbers: set[int]) -> list[scrub.Damage]:
+    """What an earlier part of this scrub found damaged, if it still is."""
+    return [damage for number in sorted(numbers) if (damage := work.look(number)) is not None]
+
+
+def _blobs(view: View, found: list[scrub.Damage], mode: str) -> dict[int, list[dict[str, Any]]]:
+    users = scrub.blobs_with(view, (damage.chunk for damage in found))
+    with progress(mode, "finding the files", "records", 2 * view.counters.inodes) as advance:
+        paths = paths_of_blobs(view, list(users), advance) if users else {}
+    answer: dict[int, list[dict[str, Any]]] = {}
+    for blob, chunks in sorted(users.items()):
+        record = view.blobs.get(blob)
+        said = {
+            "sha256": record.sha256.hex() if any(record.sha256) else "",
+            "paths": [json_name("path", name) for name in paths.get(blob, [])],
+        }
+        for chunk in chunks:
+            answer.setdefault(chunk, []).append(said)
+    return answer

@@ -1,0 +1,140 @@
+"""A hot copy of the index, from which ``cafs rebuild`` brings back what a bad disk took.
+
+Made now and then while the store is mounted, by a child process of its own, so that neither the
+event loop nor commits wait for it.  The pages are looked at first: a damaged index must not
+take the place of the last good copy.  Invariant: ``STORE/index-copy/data.mdb`` is whole, and is
+one commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import lmdb
+import trio
+
+from cafs.errors import CafsError, DiskFullError, IndexDamagedError, from_os_error
+from cafs.index import pages
+from cafs.store import Store
+
+log = logging.getLogger(__name__)
+
+DIRECTORY: Final = "index-copy"
+_NEW: Final = "new"
+_DAMAGED_EXIT: Final = 8
+_MARGIN: Final = 64 << 20
+"""Bytes that must be left on the disk besides the copy."""
+
+
+class IndexCopier:
+    """Copies the index of a store now and then.  Belongs to the event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._copied = -1
+        """The generation that the last copy has."""
+
+    async def run(self) -> None:
+        """Look at the pages there was no time for, then copy each interval, for ever."""
+        if not self._store.index_audited:
+            await self._child("audit")
+        while True:
+            await trio.sleep(self._store.options.index_copy_interval)
+            if self._store.counters.generation != self._copied:
+                await self.once()
+
+    async def once(self) -> bool:
+        """Make a copy now; whether there is a new one.  What keeps it from that is logged."""
+        store = self._store
+        needed = store.environment.used_bytes()
+        if store.space.free() < needed + _MARGIN or store.space.read_only:
+            log.info("no copy of the index: the disk has no room for it")
+            return False
+        generation = store.counters.generation
+        if await self._child("copy") != 0:
+            return False
+        self._copied = generation
+        return True
+
+    async def _child(self, what: str) -> int:
+        command = [sys.executable, "-m", __name__, what, str(self._store.path)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        try:
+            done = await trio.run_process(
+                command, capture_stdout=True, capture_stderr=True, check=False, env=environment
+            )
+        except OSError as error:
+            log.warning("no copy of the index: %s", error)
+            return 1
+        text = (done.stdout + done.stderr).decode(errors="replace").strip()
+        for line in text.splitlines()[-pages.FAULTS_LOGGED :]:
+            log.error("%s; what to do: unmount, then: cafs check %s", line, self._store.path)
+        return done.returncode
+
+
+def copy_index(store: Path) -> None:
+    """Put a copy of the newest commit into STORE/index-copy, durably.
+
+    Not in a process that has the index open.  Raises IndexDamagedError (the old copy stays),
+    DiskFullError and its kin.
+    """
+    faults = pages.audit(store / "index").faults
+    if faults:
+        raise IndexDamagedError("; ".join(str(fault) for fault in faults[:5]))
+    place = store / DIRECTORY
+    try:
+        shutil.rmtree(place / _NEW, ignore_errors=True)
+        place.mkdir(mode=0o700, exist_ok=True)
+        (place / _NEW).mkdir(mode=0o700)
+        environment = lmdb.open(
+            str(store / "index"), map_size=1 << 40, readonly=True, create=False, readahead=True
+        )
+        try:
+            environment.copy(str(place / _NEW), compact=True)
+        finally:
+            environment.close()
+        fd = os.open(place / _NEW / pages.FILE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, 0o600)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(place / _NEW / pages.FILE, place / pages.FILE)
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise from_os_error(error, f"copy the index to {place}") from error
+    except lmdb.Error as error:
+        raise DiskFullError(f"copy the index to {place}: {error}") from error
+    finally:
+        shutil.rmtree(place / _NEW, ignore_errors=True)
+
+
+def main(what: str, store: str) -> int:
+    """What the child does; says on stdout what is wrong."""
+    os.nice(10)
+    try:
+        if what == "copy":
+            copy_index(Path(store))
+            return 0
+        found = pages.audit(Path(store) / "index")
+        for fault in found.faults:
+            sys.stdout.write(f"{fault}\n")
+        # Links are fenced off below a snapshot that this process no longer holds, so only
+        # the next start does that, when nobody writes.
+        return _DAMAGED_EXIT if found.faults else 0
+    except CafsError as error:
+        sys.stdout.write(f"{error}\n")
+        return error.meaning.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Killing a real daemon and looking at what is left."""

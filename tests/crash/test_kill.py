@@ -1,0 +1,125 @@
+"""SIGKILL in the middle of work: what was acknowledged is there, and nothing is torn."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cafs.lock import wait_until_free
+from tests.crash.writers import Manifest, Writers
+from tests.fault.smalldisk import wait_until
+from tests.model.audit import audit
+from tests.mount.mounted import Mount
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def mount() -> Iterator[Mount]:
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse here")
+    mount = Mount("--commit-interval", "100ms")
+    try:
+        mount.start()
+        yield mount
+        stray = mount.unexpected_log_lines()
+    finally:
+        mount.close()
+    assert not stray, "\n".join(stray)
+
+
+def children(pid: int) -> list[int]:
+    # A child belongs to the thread that started it.
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(word) for each in threads for word in (each / "children").read_text().split()]
+
+
+def index_writers(daemon: int) -> list[int]:
+    """The daemon's child that writes the index; none for the moment between two."""
+    return [
+        child
+        for child in children(daemon)
+        if b"cafs.index.writer_process" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def rounds(mount: Mount, count: int, seed: int) -> None:
+    choice = random.Random(seed)
+    manifest = Manifest()
+    for number in range(count):
+        before = manifest.count
+        writers = Writers(mount.root, manifest, seed * 1000 + number)
+        manifest.wait_for(before + choice.randrange(5, 60))
+        mount.kill()
+        writers.stop()
+        assert writers.errors, "the kill came when nobody wrote"
+        # A child of the killed daemon may still finish its last transaction.
+        assert wait_until_free(mount.store, 30)
+        faults = audit(mount.store)
+        assert not faults, faults
+        mount.start()
+        assert manifest.check(mount.root) > 0, "a run that acknowledged nothing shows nothing"
+        spool = list((mount.store / "spool").iterdir())
+        assert not spool, "what was not committed leaves nothing behind"
+    mount.unmount()
+    assert not audit(mount.store)
+
+
+def test_what_was_acknowledged_survives_sigkill(mount: Mount) -> None:
+    rounds(mount, 4, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_what_was_acknowledged_survives_many_kills(mount: Mount, seed: int) -> None:
+    rounds(mount, 30, seed)
+
+
+def test_the_index_writer_is_killed_and_service_goes_on(mount: Mount) -> None:
+    mount.announce("index writer process died")
+    manifest = Manifest()
+    writers = Writers(mount.root, manifest, seed=50)
+    for number in range(1, 6):
+        manifest.wait_for(number * 10)
+        wait_until("there is an index writer", lambda: bool(index_writers(mount.pid)))
+        for writer in index_writers(mount.pid):
+            os.kill(writer, signal.SIGKILL)
+    manifest.wait_for(manifest.count + 20)
+    writers.stop()
+    assert not writers.errors, writers.errors
+    assert "index writer process died" in mount.log.read_text()
+    assert manifest.check(mount.root) > 10
+    mount.restart()
+    manifest.check(mount.root)
+    mount.unmount()
+    assert not audit(mount.store)
+
+
+def test_what_lies_beyond_the_last_commit_is_taken_back(mount: Mount) -> None:
+    """A file that was never acknowledged leaves neither a name nor bytes in a pack."""
+    kept = mount.root / "kept"
+    with kept.open("wb") as file:
+        file.write(os.urandom(100_000))
+        file.flush()
+        os.fsync(file.fileno())
+    for child in children(mount.pid):
+        os.kill(child, signal.SIGSTOP)  # nothing is committed from here on
+    try:
+        (mount.root / "void").write_bytes(os.urandom(20_000_000))
+    finally:
+        for child in children(mount.pid):
+            os.kill(child, signal.SIGKILL)
+        mount.kill()
+    assert wait_until_free(mount.store, 30)
+    mount.start()
+    assert os.listdir(mount.root) == ["kept"]
+    packs = sum(path.stat().st_size for path in (mount.store / "packs").iterdir())
+    assert packs < 200_000
+    mount.unmount()
+    assert not audit(mount.store)

@@ -1,0 +1,237 @@
+"""Damage on disk under a real mount: EIO for what is affected, never wrong bytes, never a crash.
+
+Each test damages the store while it is not mounted, mounts it, and looks at everything: what is
+affected answers EIO and is named in the log with its blob and paths; the rest is as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cafs import control
+from cafs.types import ROOT, ChunkNo, Ino
+from cafs.view import View
+from tests.fault.smalldisk import wait_until
+from tests.mount.mounted import Mount
+from tests.unit.damaged_index import break_leaf, break_root
+
+FILES = 200
+
+
+@pytest.fixture
+def mount() -> Iterator[Mount]:
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse here")
+    mount = Mount()
+    try:
+        yield mount
+    finally:
+        mount.close()
+
+
+def _noise(seed: object, length: int) -> bytes:
+    return random.Random(str(seed)).randbytes(length)
+
+
+def _expected() -> dict[str, bytes]:
+    """What is in the mount, by path."""
+    content = {f"many/file {number}": _noise(number, 2000) for number in range(FILES)}
+    shared = _noise("shared", 700_000)
+    content["shared/one"] = shared
+    content["shared/two"] = shared
+    content["shared/longer"] = shared + _noise("tail", 100_000)
+    content["alone"] = _noise("alone", 300_000)
+    return content
+
+
+@pytest.fixture
+def filled(mount: Mount) -> Mount:
+    """A mount with files in it, unmounted."""
+    mount.start()
+    for name, data in _expected().items():
+        path = mount.root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    control.call(mount.store, "copy_index")
+    mount.unmount()
+    return mount
+
+
+def _look(mount: Mount) -> tuple[set[str], set[str]]:
+    """Read everything: the paths that are as they were, and those that answer EIO.
+
+    Anything else (wrong bytes, another error, a name that just is not there) fails.
+    """
+    good, bad = set(), set()
+    for name, data in _expected().items():
+        try:
+            found = (mount.root / name).read_bytes()
+        except OSError as error:
+            assert error.errno == errno.EIO, (name, error)
+            bad.add(name)
+        else:
+            assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest(), name
+            good.add(name)
+    return good, bad
+
+
+def _log(mount: Mount) -> str:
+    return mount.log.read_text(errors="replace")
+
+
+def _first_chunk(store: Path, path: str) -> tuple[ChunkNo, Path, int, int]:
+    """Number, pack, offset and length of a file's first chunk."""
+    with View(store) as view:
+        ino: Ino | None = ROOT
+        for name in path.split("/"):
+            assert ino is not None
+            ino = view.tree.lookup(ino, name.encode())
+        assert ino is not None
+        blob = view.tree.inodes.get(ino).blob
+        number = ChunkNo(next(iter(view.blobs.parts(blob, 0, 1)))[1].ref)
+        extent = view.chunks.get(number).extent
+        return number, Path(view.packs.pack_path(extent.pack)), extent.offset, extent.stored_length
+
+
+def _flip(store: Path, path: str) -> ChunkNo:
+    number, pack, offset, length = _first_chunk(store, path)
+    with pack.open("r+b") as file:
+        file.seek(offset + length // 3)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    return number
+
+
+def test_a_flipped_byte_is_eio_for_exactly_the_files_that_have_it(filled: Mount) -> None:
+    number = _flip(filled.store, "shared/one")
+    filled.start()
+    good, bad = _look(filled)
+    assert bad == {"shared/one", "shared/two", "shared/longer"}
+    assert len(good) == FILES + 1
+    wait_until(
+        "the log names chunk, blob and paths",
+        lambda: "path=/shared/two" in _log(filled) and "path=/shared/longer" in _log(filled),
+    )
+    sha256 = hashlib.sha256(_expected()["shared/one"]).hexdigest()
+    assert f"chunk {number}:" in _log(filled)
+    assert f"blob={sha256}" in _log(filled)
+    assert control.call(filled.store, "status")["damaged_reads_count"] > 0
+    filled.unmount()
+
+
+def test_what_is_behind_the_damage_in_the_same_file_can_be_read(filled: Mount) -> None:
+    _flip(filled.store, "shared/longer")
+    filled.start()
+    with (filled.root / "shared" / "longer").open("rb", buffering=0) as file:
+        assert (
+            os.pread(file.fileno(), 1000, 750_000) == _expected()["shared/longer"][750_000:][:1000]
+        )
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pread(file.fileno(), 1000, 0)
+    filled.unmount()
+
+
+def test_a_file_that_is_copied_in_again_heals_all_that_shared_its_damage(filled: Mount) -> None:
+    _flip(filled.store, "shared/one")
+    filled.start()
+    assert _look(filled)[1]
+    wait_until("the chunk is marked", lambda: "damaged file" in _log(filled))
+    (filled.root / "restored").write_bytes(_expected()["shared/one"])
+    assert not _look(filled)[1]
+    filled.restart()
+    assert not _look(filled)[1]
+    filled.unmount()
+    assert "is clean" in filled.run("check", str(filled.store))
+
+
+def test_a_missing_pack_is_eio_and_the_tree_is_served(filled: Mount) -> None:
+    for pack in (filled.store / "packs").glob("*.pack"):
+        pack.unlink()
+    filled.start()
+    good, bad = _look(filled)
+    assert not good
+    assert len(bad) == FILES + 4
+    assert len(os.listdir(filled.root / "many")) == FILES
+    (filled.root / "new").write_bytes(b"writing goes on" * 100_000)
+    filled.restart()
+    assert (filled.root / "new").read_bytes() == b"writing goes on" * 100_000
+    assert "is missing" in _log(filled)
+    filled.unmount()
+
+
+def test_a_truncated_pack_loses_what_lay_beyond(filled: Mount) -> None:
+    _, pack, offset, _ = _first_chunk(filled.store, "alone")
+    os.truncate(pack, offset + 10)
+    filled.start()
+    good, bad = _look(filled)
+    assert "alone" in bad
+    assert "many/file 0" in good
+    assert bad == {"alone"} | {name for name in bad if _first_chunk_is_beyond(filled, name, offset)}
+    filled.unmount()
+
+
+def _first_chunk_is_beyond(mount: Mount, name: str, offset: int) -> bool:
+    # A second process would do as well; the daemon has the index open, this one has not.
+    return _first_chunk(mount.store, name)[2] >= offset
+
+
+def test_a_torn_tail_beyond_the_commit_is_cut_off(filled: Mount) -> None:
+    packs = sorted((filled.store / "packs").glob("*.pack"))
+    length = packs[-1].stat().st_size
+    with packs[-1].open("ab") as file:
+        file.write(_noise("torn", 12_345))
+    filled.start()
+    assert not _look(filled)[1]
+    assert packs[-1].stat().st_size == length
+    (filled.root / "next").write_bytes(_noise("next", 100_000))
+    filled.restart()
+    assert (filled.root / "next").read_bytes() == _noise("next", 100_000)
+    filled.unmount()
+    assert "all content is as it was written" in filled.run("scrub", str(filled.store))
+
+
+@pytest.mark.parametrize("database", ["inodes", "entries", "blobs", "chunks", "xattrs"])
+def test_a_damaged_page_of_the_index_is_eio_for_what_lay_in_it(
+    filled: Mount, database: str
+) -> None:
+    if database == "xattrs":
+        # A database of one page: its root is fenced off in LMDB's own list.
+        filled.start()
+        os.setxattr(filled.root / "alone", "user.x", b"y")
+        filled.unmount()
+    break_leaf(filled.store / "index", database)
+    filled.start()
+    good, bad = _look(filled)
+    if database == "xattrs":
+        assert not bad
+        with pytest.raises(OSError, match="Input/output error"):
+            os.getxattr(filled.root / "alone", "user.x")
+    else:
+        assert bad
+        assert good
+    assert f"of index database {database} is damaged" in _log(filled)
+    filled.unmount()
+    filled.run("rebuild", str(filled.store))
+    filled.start()
+    assert not _look(filled)[1]
+    filled.unmount()
+    assert "is clean" in filled.run("check", str(filled.store))
+
+
+def test_an_index_without_a_beginning_is_refused_with_advice_and_rebuilt(filled: Mount) -> None:
+    break_root(filled.store / "index")
+    with pytest.raises(AssertionError, match="cafs rebuild"):
+        filled.start()
+    filled._process = None
+    filled.run("rebuild", str(filled.store))
+    filled.start()
+    assert not _look(filled)[1]
+    filled.unmount()

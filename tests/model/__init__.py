@@ -1,0 +1,1 @@
+"""State machines against a model or an ordinary directory."""

@@ -1,0 +1,58 @@
+"""Breaks chosen pages of an index file."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from cafs.index import pages
+
+SIZE = 4096
+
+
+def leaves(index: Path, database: str) -> list[int]:
+    """What may be leaf pages of a database, those with the greatest keys first."""
+    found: list[tuple[bytes, int]] = []
+    keys: list[bytes] = []
+
+    def keep(name: str, key: bytes, _value: bytes) -> None:
+        if name == database:
+            keys.append(key)
+
+    pages.audit(index, keep=keep)
+    data = (index / pages.FILE).read_bytes()
+    wanted = set(keys)
+    for page in range(2, len(data) // SIZE):
+        start = page * SIZE
+        number, _, flags, lower, _ = struct.unpack_from("<QHHHH", data, start)
+        if number != page or flags != 2 or lower <= 16:
+            continue
+        place = start + struct.unpack_from("<H", data, start + 16)[0]
+        length = struct.unpack_from("<H", data, place + 6)[0]
+        key = data[place + 8 : place + 8 + length]
+        if key in wanted:
+            found.append((key, page))
+    return [page for _, page in sorted(found, reverse=True)]
+
+
+def break_leaf(index: Path, database: str) -> int:
+    """Fill the last leaf page of a database with zeros; its number."""
+    file = index / pages.FILE
+    pristine = file.read_bytes()
+    for page in leaves(index, database):
+        data = bytearray(pristine)
+        data[page * SIZE : (page + 1) * SIZE] = bytes(SIZE)
+        file.write_bytes(data)
+        # Pages of older commits look the same, and are not in use.
+        faults = pages.audit(index).faults
+        if any(fault.database == database and fault.page == page for fault in faults):
+            return page
+    raise AssertionError(f"{database} has no leaf page")
+
+
+def break_root(index: Path) -> None:
+    """Destroy both meta pages."""
+    file = index / pages.FILE
+    data = bytearray(file.read_bytes())
+    data[: 2 * SIZE] = bytes(2 * SIZE)
+    file.write_bytes(data)

@@ -1,0 +1,201 @@
+"""An index that was damaged or lost comes back from what is whole, its copy, and the packs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import trio
+
+from cafs.errors import IndexDamagedError
+from cafs.index import pages
+from cafs.operate.give_back import compact_offline
+from cafs.operate.index_copy import DIRECTORY, IndexCopier, copy_index
+from cafs.operate.rebuild import rebuild
+from cafs.store import open_store
+from cafs.types import ROOT
+from cafs.view import View
+from tests.conftest import RunCafs
+from tests.unit.damaged_index import break_leaf, break_root
+from tests.unit.small_store import OPTIONS, findings, lookup, make, noise, write
+
+DATABASES = ["inodes", "entries", "blobs", "recipes", "blob_sha256", "chunks", "chunk_sha256"]
+
+
+@pytest.fixture(scope="module")
+def _pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = make(tmp_path_factory.mktemp("pristine") / "store")
+
+    async def more() -> None:
+        async with open_store(store, OPTIONS) as opened:
+            for number in range(300):
+                await write(opened, ROOT, b"file %d" % number, noise(number, 300))
+            await write(opened, ROOT, b"doomed", noise(77, 1_000_000))
+            await opened.sync_all()
+
+    trio.run(more)
+    copy_index(store)
+    return store
+
+
+@pytest.fixture
+def store(_pristine: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "store"
+    shutil.copytree(_pristine, copy)
+    return copy
+
+
+def _contents(store: Path) -> dict[bytes, bytes]:
+    found = {}
+    with View(store) as view:
+        for entry in view.tree.listing(ROOT, 0):
+            attr = view.tree.inodes.get(entry.ino)
+            if attr.blob and entry.type == 0o10:
+                found[entry.name] = b"".join(view.content(attr.blob))
+    found[b"large"] = b""
+    blob = lookup(store, b"a/b/large")[1].blob
+    with View(store) as view:
+        found[b"large"] = b"".join(view.content(blob))
+    return found
+
+
+def _nothing(_phase: str) -> None:
+    pass
+
+
+def test_a_whole_index_is_left_as_it_is(store: Path) -> None:
+    before = _contents(store)
+    done = rebuild(store, _nothing)
+    assert (done.source, done.moved_chunks, done.lost_chunks) == ("index", 0, 0)
+    assert not done.repaired.repaired
+    assert _contents(store) == before
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_what_lay_in_a_damaged_page_comes_from_the_copy(store: Path, database: str) -> None:
+    before = _contents(store)
+    break_leaf(store / "index", database)
+    done = rebuild(store, _nothing)
+    assert done.source == "both"
+    assert done.from_copy > 0
+    assert (store / done.kept_as / pages.FILE).exists()
+    assert not findings(store)
+    assert _contents(store) == before
+
+
+def test_a_page_that_was_fenced_off_comes_back_too(store: Path) -> None:
+    before = _contents(store)
+    break_leaf(store / "index", "entries")
+    assert pages.guard(store / "index", 60).faults
+    assert rebuild(store, _nothing).from_copy > 0
+    assert _contents(store) == before
+
+
+def test_without_a_copy_files_lose_their_names_and_nothing_else(store: Path) -> None:
+    shutil.rmtree(store / DIRECTORY)
+    break_leaf(store / "index", "entries")
+    done = rebuild(store, _nothing)
+    assert done.from_copy == 0
+    assert done.repaired.repaired["unreachable"] > 0
+    assert not findings(store)
+    with View(store) as view:
+        assert view.tree.lookup(ROOT, b"lost+found") is not None
+        assert view.counters.files >= 304
+
+
+@pytest.mark.parametrize("how", ["missing", "root", "cut"])
+def test_a_lost_index_comes_from_the_copy(store: Path, how: str) -> None:
+    before = _contents(store)
+    file = store / "index" / pages.FILE
+    if how == "missing":
+        file.unlink()
+    elif how == "root":
+        break_root(store / "index")
+    else:
+        file.write_bytes(file.read_bytes()[:8192])
+    rebuild(store, _nothing)
+    assert not findings(store)
+    assert _contents(store) == before
+
+
+def test_with_neither_an_index_nor_a_copy_nothing_is_changed(store: Path) -> None:
+    shutil.rmtree(store / DIRECTORY)
+    (store / "index" / pages.FILE).unlink()
+    before = sorted(path.name for path in store.rglob("*"))
+    with pytest.raises(IndexDamagedError, match="no copy"):
+        rebuild(store, _nothing)
+    assert sorted(path.name for path in store.rglob("*")) == before
+
+
+def test_chunks_that_moved_since_the_copy_are_found_in_the_packs(store: Path) -> None:
+    kept = store.parent / "kept"
+    shutil.copytree(store / DIRECTORY, kept)
+    before = _contents(store)
+
+    async def delete_some() -> None:
+        async with open_store(store, OPTIONS) as opened:
+            for number in range(200):
+                opened.forget(opened.tree.unlink(ROOT, b"file %d" % number)[0])
+            opened.forget(opened.tree.unlink(ROOT, b"doomed")[0])
+            await opened.sync_all()
+
+    trio.run(delete_some)
+    packs = {path.name for path in (store / "packs").iterdir()}
+    trio.run(compact_offline, store, OPTIONS, 0.0, lambda _done, _total: None)
+    assert not packs & {path.name for path in (store / "packs").iterdir()}
+    shutil.rmtree(store / DIRECTORY)
+    shutil.copytree(kept, store / DIRECTORY)
+    (store / "index" / pages.FILE).unlink()
+    done = rebuild(store, _nothing)
+    assert done.moved_chunks > 100
+    # Of what was deleted since the copy the names are back, but its bytes are gone.
+    assert done.lost_chunks > 0
+    assert set(findings(store)) == {"damaged-chunk", "pack-file"}
+    blob = lookup(store, b"a/b/large")[1].blob
+    with View(store) as view:
+        assert b"".join(view.content(blob)) == before[b"large"]
+
+
+def test_a_damaged_sidecar_costs_nothing(store: Path) -> None:
+    for side in (store / "packs").glob("*.side"):
+        side.write_bytes(side.read_bytes()[:100] + b"garbage")
+    done = rebuild(store, _nothing)
+    assert (done.moved_chunks, done.lost_chunks) == (0, 0)
+    assert not findings(store)
+
+
+def test_a_damaged_index_does_not_replace_the_last_good_copy(store: Path) -> None:
+    before = (store / DIRECTORY / pages.FILE).read_bytes()
+    break_leaf(store / "index", "entries")
+    with pytest.raises(IndexDamagedError):
+        copy_index(store)
+    assert (store / DIRECTORY / pages.FILE).read_bytes() == before
+    assert [path.name for path in (store / DIRECTORY).iterdir()] == [pages.FILE]
+
+
+def test_a_store_copies_its_index_while_it_is_open(store: Path) -> None:
+    shutil.rmtree(store / DIRECTORY)
+
+    async def work() -> None:
+        async with open_store(store, OPTIONS) as opened:
+            await write(opened, ROOT, b"new", b"something")
+            await opened.sync_all()
+            assert await IndexCopier(opened).once()
+
+    trio.run(work)
+    (store / "index" / pages.FILE).unlink()
+    rebuild(store, _nothing)
+    assert lookup(store, b"new")
+
+
+def test_the_command_says_what_it_did(store: Path, run_cafs: RunCafs) -> None:
+    break_leaf(store / "index", "chunks")
+    check = run_cafs("check", store)
+    assert check.returncode == 8
+    assert "index-page" in check.stdout
+    assert "cafs rebuild" in check.stdout
+    done = run_cafs("rebuild", store)
+    assert done.returncode == 0, done.stderr
+    assert "came from its copy" in done.stdout
+    assert run_cafs("check", store).returncode == 0

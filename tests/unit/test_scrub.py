@@ -1,0 +1,157 @@
+"""A scrub finds each damaged chunk, goes on where it stopped, and what is written again heals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import trio
+
+from cafs.errors import ChunkDamagedError, first_foreseen
+from cafs.operate import scrub
+from cafs.operate.condemn import condemn
+from cafs.store import open_store
+from cafs.types import ROOT, ChunkNo
+from cafs.view import View
+from tests.conftest import RunCafs
+from tests.unit.small_store import OPTIONS, findings, lookup, make, noise, write
+
+
+@pytest.fixture(scope="module")
+def _pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("pristine") / "store")
+
+
+@pytest.fixture
+def store(_pristine: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "store"
+    shutil.copytree(_pristine, copy)
+    return copy
+
+
+def _flip(store: Path, path: bytes) -> ChunkNo:
+    """Flip a bit in the first chunk of a file; its number."""
+    blob = lookup(store, path)[1].blob
+    with View(store) as view:
+        number = ChunkNo(next(iter(view.blobs.parts(blob, 0, 1)))[1].ref)
+        extent = view.chunks.get(number).extent
+        name = view.packs.pack_path(extent.pack)
+    with open(name, "r+b") as file:
+        file.seek(extent.offset + extent.stored_length // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 8]))
+    return number
+
+
+def _scrub(store: Path, state: scrub.State | None = None) -> list[scrub.Damage]:
+    with View(store) as view:
+        work = scrub.Scrub(view, None, lambda _s: None)
+        return list(work.run(state, lambda _n: None, lambda _s: None))
+
+
+def test_sound_content_is_read_whole(store: Path) -> None:
+    with View(store) as view:
+        work = scrub.Scrub(view, None, lambda _s: None)
+        assert not list(work.run(None, lambda _n: None, lambda _s: None))
+        assert work.read_bytes == work.total_bytes == view.counters.stored_bytes
+        assert work.read_chunks == view.counters.chunks
+
+
+def test_a_flipped_bit_is_named_with_all_its_files(store: Path, run_cafs: RunCafs) -> None:
+    number = _flip(store, b"a/b/large")
+    done = run_cafs("scrub", store, "--json")
+    assert done.returncode == 8, done.stderr
+    report = json.loads(done.stdout)
+    assert [each["chunk"] for each in report["damaged"]] == [number]
+    blobs = report["damaged"][0]["blobs"]
+    paths = sorted(each["path"] for blob in blobs for each in blob["paths"])
+    assert paths == ["/a/b/again", "/a/b/large"]
+    text = run_cafs("scrub", store).stdout
+    assert "/a/b/large" in text
+    assert "what to do" in text
+
+
+def test_what_is_damaged_is_marked_and_what_is_sound_again_is_not(
+    store: Path, run_cafs: RunCafs
+) -> None:
+    before = (store / "packs" / "00000001.pack").read_bytes()
+    number = _flip(store, b"a/middle")
+    assert run_cafs("scrub", store).returncode == 8
+    assert findings(store) == {"damaged-chunk": 1}
+    (store / "packs" / "00000001.pack").write_bytes(before)
+    assert run_cafs("scrub", store).returncode == 0
+    assert not findings(store)
+    assert number
+
+
+def test_a_scrub_goes_on_where_it_stopped(store: Path) -> None:
+    with View(store) as view:
+        packs = [number for number, _ in view.pack_table.items()]
+    _flip(store, b"a/middle")
+    state = scrub.State(1, packs[-1] + 1, 10, [])
+    assert not _scrub(store, state)
+    assert len(_scrub(store, state._replace(pack=0))) == 1
+
+
+def test_the_state_survives_and_goes(store: Path) -> None:
+    state = scrub.State(123, 4, 567, [8, 9])
+    scrub.save_state(store, state)
+    assert scrub.load_state(store) == state
+    scrub.save_state(store, None)
+    assert scrub.load_state(store) is None
+    (store / scrub.STATE).write_text("not toml [")
+    assert scrub.load_state(store) is None
+
+
+def test_the_rate_is_kept(store: Path) -> None:
+    slept: list[float] = []
+
+    class Still:
+        def now_ns(self) -> int:
+            return 0
+
+        def monotonic(self) -> float:
+            return sum(slept)
+
+    with View(store) as view:
+        work = scrub.Scrub(view, 1e6, slept.append, Still())
+        list(work.run(None, lambda _n: None, lambda _s: None))
+        assert sum(slept) == pytest.approx(work.total_bytes / 1e6, rel=0.05)
+
+
+async def _read(path: Path, name: bytes) -> bytes:
+    async with open_store(path, OPTIONS) as store:
+        ino = ROOT
+        for part in name.split(b"/"):
+            found = store.tree.lookup(ino, part)
+            assert found is not None
+            ino = found
+        return await store.contents.read(ino, 0, 1 << 30)
+
+
+def test_content_that_is_written_again_heals_every_file_that_had_it(store: Path) -> None:
+    number = _flip(store, b"a/b/large")
+    with pytest.raises(BaseExceptionGroup) as raised:
+        trio.run(_read, store, b"a/b/large")
+    assert isinstance(first_foreseen(raised.value), ChunkDamagedError)
+    assert condemn(store, [number]) == 1
+
+    async def again() -> None:
+        async with open_store(store, OPTIONS) as opened:
+            await write(opened, ROOT, b"restored", noise(1, 3_000_000))
+            await opened.sync_all()
+
+    trio.run(again)
+    assert not findings(store)
+    assert trio.run(_read, store, b"a/b/large") == noise(1, 3_000_000)
+    assert trio.run(_read, store, b"restored") == noise(1, 3_000_000)
+
+
+def test_a_damaged_chunk_that_is_not_known_yet_is_not_shared_once_it_is(store: Path) -> None:
+    number = _flip(store, b"a/middle")
+    assert condemn(store, [number]) == 1
+    assert condemn(store, [number]) == 0
+    assert condemn(store, [number], damaged=False) == 1
