@@ -21,6 +21,8 @@ class Usage(NamedTuple):
     """Sum of VmRSS: pages shared between them count once for each."""
     pss_bytes: int
     """Sum of proportional set sizes: shared pages count once."""
+    anonymous_bytes: int
+    """Of these what belongs to no file: the rest is page cache, which the kernel can take back."""
     processes: int
 
 
@@ -46,7 +48,7 @@ def descendants(pid: int) -> list[int]:
 def usage(pid: int) -> Usage:
     """Memory and CPU time of *pid* and everything below it."""
     cpu = 0.0
-    rss = pss = processes = 0
+    rss = pss = anonymous = processes = 0
     for one in descendants(pid):
         line = _read(f"/proc/{one}/stat")
         if not line:
@@ -55,9 +57,11 @@ def usage(pid: int) -> Usage:
         fields = line.rpartition(")")[2].split()
         cpu += sum(map(int, fields[11:15])) / _TICKS_PER_S
         rss += _kib(_read(f"/proc/{one}/status"), "VmRSS:")
-        pss += _kib(_read(f"/proc/{one}/smaps_rollup"), "Pss:")
+        rollup = _read(f"/proc/{one}/smaps_rollup")
+        pss += _kib(rollup, "Pss:")
+        anonymous += _kib(rollup, "Pss_Anon:") + _kib(rollup, "Pss_Shmem:")
         processes += 1
-    return Usage(cpu, rss, pss, processes)
+    return Usage(cpu, rss, pss, anonymous, processes)
 
 
 def footprint(root: Path) -> Footprint:

@@ -66,7 +66,8 @@ class Contents:
         self._pending_limit = pending_limit
         self.pending_bytes = 0
         """Bytes that wait in memory to become chunks."""
-        self._eased = trio.Event()
+        self._crowd = trio.lowlevel.ParkingLot()
+        # Writers that wait until less waits in memory.
         self._drafts: dict[Ino, Draft] = {}
         self._touched: dict[Ino, int] = {}
         self._openers: Counter[Ino] = Counter()
@@ -116,7 +117,12 @@ class Contents:
         """See cafs.blobs.draft.Surroundings."""
         self.pending_bytes += change_bytes
         if change_bytes < 0 and self.pending_bytes < self._pending_limit:
-            self._eased.set()
+            self._crowd.unpark_all()
+
+    def _could_not_store(self, error: CafsError) -> None:
+        self._space.failed(error)
+        # Those who wait for room in memory would wait as long as the disk is ill.
+        self._crowd.unpark_all()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -187,8 +193,9 @@ class Contents:
         """Write to a file.  Raises DiskFullError and its kin; then nothing was written."""
         self._space.admit(self.pending_bytes + len(data))
         while self.pending_bytes > self._pending_limit:
-            self._eased = trio.Event()
-            await self._eased.wait()
+            await self._crowd.park()
+            if self._space.problem is not None and self.pending_bytes > self._pending_limit:
+                raise self._space.problem
         draft = self._draft(ino)
         if not draft.append_now(offset, data):
             await draft.write(offset, data)
@@ -241,7 +248,7 @@ class Contents:
                 if draft.error is None:
                     log.error("inode %d: cannot store what was written: %s", ino, error)
                 draft.error = error
-                self._space.failed(error)
+                self._could_not_store(error)
             if ino not in self._writers and self._drafts.get(ino) is draft:
                 self._finished(ino)
 
@@ -272,7 +279,7 @@ class Contents:
         draft = self._drafts.get(ino)
         if draft is None or ino in self._writers or draft.busy or draft.dirty:
             if draft is not None and draft.error is not None:
-                self._space.failed(draft.error)
+                self._could_not_store(draft.error)
             return
         if draft.awaits_digests:
             return
@@ -292,7 +299,7 @@ class Contents:
                 await draft.settle()
             except CafsError as error:
                 draft.error = error
-                self._space.failed(error)
+                self._could_not_store(error)
             self._finished(ino)
 
     @property

@@ -31,7 +31,7 @@ from cafs.clock import Clock, SystemClock
 from cafs.config import MountOptions, StoreParams
 from cafs.contents import Contents
 from cafs.durable import Disk
-from cafs.errors import CafsError, DiskFullError, StoreExistsError, from_os_error
+from cafs.errors import CafsError, DiskFullError, StoreBusyError, StoreExistsError, from_os_error
 from cafs.hasher import Hasher
 from cafs.index import layout, pages
 from cafs.index.committer import Committer
@@ -40,7 +40,7 @@ from cafs.index.counters import Counters
 from cafs.index.env import Environment
 from cafs.index.overlay import Layer, Overlay
 from cafs.index.writer import IndexWriter
-from cafs.lock import StoreLock
+from cafs.lock import StoreLock, holder, wait_until_free
 from cafs.space import Space
 from cafs.tree.tree import DIRECTORY_SIZE, Tree
 from cafs.types import NO_BLOB, ROOT, Attr, Ino, PackNo
@@ -49,6 +49,8 @@ from cafs.workers import Workers
 log = logging.getLogger(__name__)
 
 DIRECTORIES = ("index", "packs", "spool")
+LAST_COMMIT_S = 30.0
+"""How long a killed daemon's last commit may take."""
 OVERLAY_LIMIT_FULL = 400
 """Index changes that may wait for a commit on a full disk."""
 AUDIT_BUDGET_S = 0.4
@@ -345,16 +347,20 @@ class Store:
             if problem is not None:
                 log.error("the final commit failed: %s", problem)
         finally:
-            self.workers.close()
-            self.readers.close()
-            self.aside.close()
-            self.overlay.close()
-            self.environment.close()
-            self._writer.close()
-            self.packs.close()
-            self._lock.release()
+            self.let_go()
         if problem is not None:
             raise problem
+
+    def let_go(self) -> None:
+        """End threads and processes and close what is open; commits nothing."""
+        self.workers.close()
+        self.readers.close()
+        self.aside.close()
+        self.overlay.close()
+        self.environment.close()
+        self._writer.close()
+        self.packs.close()
+        self._lock.release()
 
     def status(self) -> dict[str, Any]:
         """What operators ask first; keys end with their unit."""
@@ -408,6 +414,18 @@ def offline_status(path: Path) -> dict[str, Any]:
         environment.close()
 
 
+async def _lock(path: Path, mountpoint: Path | None) -> StoreLock:
+    """The store's lock.  Waits for what a killed daemon left: a child in its last commit."""
+    try:
+        return StoreLock(path, mountpoint)
+    except StoreBusyError:
+        held_by = holder(path)
+        if held_by is not None and os.path.exists(f"/proc/{held_by.pid}"):
+            raise
+    await trio.to_thread.run_sync(wait_until_free, path, LAST_COMMIT_S)
+    return StoreLock(path, mountpoint)
+
+
 @asynccontextmanager
 async def open_store(
     path: Path,
@@ -422,7 +440,7 @@ async def open_store(
     Raises StoreBusyError, StoreMissingError, StoreVersionError, IndexDamagedError.
     """
     storefile.read(path)
-    lock = StoreLock(path, mountpoint)
+    lock = await _lock(path, mountpoint)
     try:
         store = Store(path, options, lock, clock or SystemClock(), disk or Disk())
     except OSError as error:

@@ -21,12 +21,14 @@ class Idle(Workload):
             "MiB",
             Target("value", "at most", _LIMIT_MIB),
         ),
+        Measure("idle_start_anonymous", "of that without pages of files", "MiB"),
         Measure(
             "idle_after_work",
             "memory, idle after creating all the files",
             "MiB",
             Target("value", "at most", _LIMIT_MIB),
         ),
+        Measure("idle_work_anonymous", "of that without pages of files", "MiB"),
         Measure("idle_files", "files in the store meanwhile", "files"),
     )
 
@@ -42,11 +44,15 @@ class Idle(Workload):
             context.client("create", directory, part, 200, context.seed * 10_000 + number)
         side.settle()
         take("idle_files", lambda: float(count))
-        take("idle_after_work", lambda: _pss_mib(side))
+        take("idle_after_work", lambda: _mib(side, anonymous=False))
+        take("idle_work_anonymous", lambda: _mib(side, anonymous=True))
         side.cold()
-        take("idle_after_start", lambda: _pss_mib(side))
+        take("idle_after_start", lambda: _mib(side, anonymous=False))
+        take("idle_start_anonymous", lambda: _mib(side, anonymous=True))
 
 
-def _pss_mib(side: Side) -> float:
+def _mib(side: Side, *, anonymous: bool) -> float:
     used = side.usage()
-    return used.pss_bytes / (1 << 20) if used is not None else 0.0
+    if used is None:
+        return 0.0
+    return (used.anonymous_bytes if anonymous else used.pss_bytes) / (1 << 20)

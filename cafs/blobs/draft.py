@@ -3,12 +3,10 @@
 Two ways to write, chosen by where each write falls.  *Appending*: bytes wait in memory, go to
 the ingest pipeline about a megabyte at a time, and become parts of the blob as they are cut; a
 file written from start to end is never stored twice.  *Patching*: anything else goes to a
-spool; settling cuts anew only from the border before a changed range to the first old border
-behind it, and keeps all other parts.
+spool until it is settled (cafs.blobs.patching).
 
-Invariants: bytes [0, covered) are those of *base*; the rest up to *size* is in memory, in the
-spool, or zero.  What the inode's record names (*published*) is a prefix or an older state of
-the content at any moment, so a commit may fall between any two steps.
+Invariant: what *base* covers is stored; the rest up to *size* is in memory, in the spool, or
+zero.  A commit may fall between any two steps (cafs.blobs.base).
 """
 
 from __future__ import annotations
@@ -16,65 +14,21 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 import trio
 
-from cafs.blobs import recipe
-from cafs.blobs.blobs import Blobs, Digests
-from cafs.blobs.ingest import Cut, Fed, Ingest, IngestStream, Slice
-from cafs.blobs.reader import Reader
-from cafs.blobs.recipe import Part
+from cafs.blobs import patching, recipe
+from cafs.blobs.base import Base, Surroundings
+from cafs.blobs.blobs import Digests
+from cafs.blobs.ingest import Fed, IngestStream
 from cafs.blobs.spool import Spool
 from cafs.errors import CafsError
-from cafs.index.layout import BLOB_UNHASHED
 from cafs.types import NO_BLOB, BlobNo, Ino
-from cafs.workers import Workers
 
 log = logging.getLogger(__name__)
 
 BATCH = 1 << 20
 """Bytes that make a job for the ingest pipeline."""
-WINDOW = 4 << 20
-"""Bytes that are cut at once when a patched file is settled."""
-
-
-class Surroundings(Protocol):
-    """What a draft needs of its store."""
-
-    blobs: Blobs
-    ingest: Ingest
-    reader: Reader
-    workers: Workers
-
-    def publish(self, ino: Ino, blob: BlobNo, size: int) -> None:
-        """The inode's content is now this blob: refer to it, let go of the one before."""
-
-    def new_spool(self, ino: Ino) -> Spool:
-        """An empty spool."""
-
-    def feed(
-        self,
-        stream: IngestStream,
-        buffers: list[bytes],
-        final: bool,
-        done: Callable[[Fed | None, Exception | None], None],
-    ) -> None:
-        """Feed a stream in a worker, soon; *done* is called on the event loop."""
-
-    def digests_later(
-        self, stream: IngestStream, done: Callable[[Digests | None, Exception | None], None]
-    ) -> None:
-        """Call *done* on the event loop with the digests of what was fed so far."""
-
-    def digests_arrived(self, ino: Ino) -> None:
-        """The digests that a draft waited for are there, or will not come."""
-
-    def hurry(self) -> None:
-        """Somebody waits for what was fed."""
-
-    def held(self, change_bytes: int) -> None:
-        """So many bytes more (or less) wait in memory."""
 
 
 class Draft:
@@ -87,10 +41,7 @@ class Draft:
         """What stat(2) shows."""
         self.error: CafsError | None = None
         """Why the last attempt to store something failed; it is tried again."""
-        self._base = blob
-        self._published = blob
-        self._published_size = size
-        self._covered = size
+        self._base = Base(around, ino, blob, size)
         self._stream: IngestStream | None = None
         self._memory: deque[tuple[int, bytes]] = deque()
         self._queue: list[bytes] = []
@@ -112,27 +63,14 @@ class Draft:
             self._running
             or bool(self._queue)
             or self._patched
-            or self._published != self._base
-            or self._published_size != self._covered
-            or self._covered != self.size
-        )
-
-    @property
-    def hashed(self) -> bool:
-        """Whether the published blob has its digests (or the file is empty)."""
-        return self._published == NO_BLOB or not (
-            self._around.blobs.get(self._published).flags & BLOB_UNHASHED
+            or self._base.unpublished
+            or self._base.covered != self.size
         )
 
     @property
     def busy(self) -> bool:
         """Whether a job runs or somebody works on it."""
         return self._running or self._lock.locked()
-
-    @property
-    def _cut_short(self) -> bool:
-        """Whether base still has bytes behind *covered*: the file was truncated."""
-        return self._base == self._published and self._published_size > self._covered
 
     @property
     def _patched(self) -> bool:
@@ -142,7 +80,7 @@ class Draft:
     def _in_order(self) -> bool:
         """Whether all that is there is in base or in memory, without patches and holes."""
         memory = self._memory[-1] if self._memory else None
-        end = memory[0] + len(memory[1]) if memory else self._covered
+        end = memory[0] + len(memory[1]) if memory else self._base.covered
         return not self._patched and end == self.size
 
     # -- reading -----------------------------------------------------------------------------
@@ -152,9 +90,9 @@ class Draft:
         end = min(end, self.size)
         if start >= end:
             return b""
-        covered = self._covered
+        covered = self._base.covered
         if end <= covered and not self._patched:
-            return await self._around.reader.read(self._base, start, end)
+            return await self._base.read(start, end)
         # What is not in base is copied before the first checkpoint: it may move to base there,
         # and then memory and spool have it no more.
         above = bytearray(end - max(start, covered)) if end > covered else bytearray()
@@ -166,7 +104,7 @@ class Draft:
         patches = self._spool.pieces(start, end) if self._spool is not None else []
         below = b""
         if start < covered:
-            below = await self._around.reader.read(self._base, start, min(end, covered))
+            below = await self._base.read(start, min(end, covered))
         merged = bytearray(below) + above
         for offset, data in patches:
             merged[offset - start : offset - start + len(data)] = data
@@ -213,14 +151,13 @@ class Draft:
 
     async def _begin_appending(self) -> None:
         """Continue a blob that is there: its last part is cut again with what comes."""
-        if self._cut_short:
-            await self._cut_base()
-        *_, (start, last) = self._around.blobs.parts(self._base, self.size - 1, self.size)
-        read = self._around.reader.read
+        if self._base.cut_short:
+            await self._base.shorten()
+        start, last = self._base.last_part()
         if last.kind == recipe.HOLE:
             start = self.size
-        tail = await read(self._base, start, self.size)
-        head = await read(self._base, 0, min(64, self.size))
+        tail = await self._base.read(start, self.size)
+        head = await self._base.read(0, min(64, self.size))
         self._stream = IngestStream(head, tail)
 
     async def _begin_patching(self) -> None:
@@ -241,13 +178,12 @@ class Draft:
                 self._forget_memory()
                 if self._spool is not None:
                     self._spool.reset()
-                self._base = NO_BLOB
-                self._covered = 0
+                self._base.forget()
             else:
                 await self._begin_patching()
                 assert self._spool is not None
                 self._spool.cut(size)
-                self._covered = min(self._covered, size)
+                self._base.covered = min(self._base.covered, size)
             self._stream = None
             self._digests = None
             self.size = size
@@ -260,10 +196,12 @@ class Draft:
             return
         async with self._lock:
             await self._drain()
-            if self._patched or self._cut_short or self._covered != self.size:
-                await self._settle_patches()
-            if self._published != self._base:
-                self._publish(self._base, self._covered)
+            if self._spool is not None and (
+                self._patched or self._base.cut_short or self._base.covered != self.size
+            ):
+                await patching.settle(self._base, self._spool, self.size, self.read)
+            if self._base.unpublished:
+                self._base.publish(self._base.number, self._base.covered)
             self.error = None
 
     def finish_now(self, done: Callable[[], None]) -> bool:
@@ -278,11 +216,11 @@ class Draft:
 
     def take_digests(self) -> None:
         """Nobody writes any more: give the published blob its digests if they are known."""
-        if self._digests is None or self.dirty or self._published == NO_BLOB or self.hashed:
+        if self._digests is None or self.dirty or self._base.hashed:
             return
-        number = self._around.blobs.hashed(self._published, self._digests)
-        if number != self._published:
-            self._publish(number, self.size)
+        number = self._around.blobs.hashed(self._base.number, self._digests)
+        if number != self._base.number:
+            self._base.publish(number, self.size)
 
     async def _drain(self) -> None:
         """Bring what waits in memory into base."""
@@ -346,151 +284,23 @@ class Draft:
         self._around.digests_later(stream, arrived)
 
     def _apply(self, fed: Fed) -> None:
-        blobs = self._around.blobs
-        start = self._covered - fed.rewound
+        base = self._base
+        start = base.covered - fed.rewound
         end = start + fed.length
         self._digests = fed.digests
         if not fed.length:
             return
-        if self._base == NO_BLOB and fed.digests is not None:
-            self._base = blobs.adopt(fed.parts, end, fed.digests)
-            self._publish(self._base, end)
+        if base.number == NO_BLOB and fed.digests is not None:
+            base.publish(self._around.blobs.adopt(fed.parts, end, fed.digests), end)
         else:
             try:
-                self._own()
+                base.own()
             except BaseException:
-                blobs.chunks.unpin(recipe.chunk_refs(fed.parts))
+                base.unpin(fed.parts)
                 raise
-            blobs.splice(self._base, start, self._covered, fed.parts, end)
-            self._publish(self._base, end)
-        self._covered = end
+            base.replace(start, base.covered, fed.parts, end)
         while self._memory and self._memory[0][0] + len(self._memory[0][1]) <= end:
             self._around.held(-len(self._memory.popleft()[1]))
-
-    def _own(self) -> None:
-        """Make base a blob that may be changed: this draft's own, without digests."""
-        blobs = self._around.blobs
-        if self._base == NO_BLOB:
-            self._base = blobs.begin(self.ino)
-            self._publish(self._base, 0)
-        elif not blobs.get(self._base).flags & BLOB_UNHASHED:
-            self._base = blobs.fork(self._base, self.ino)
-            self._publish(self._base, blobs.get(self._base).size)
-
-    def _publish(self, blob: BlobNo, size: int) -> None:
-        self._published = self._base = blob
-        self._published_size = size
-        self._around.publish(self.ino, blob, size)
-
-    async def _settle_patches(self) -> None:
-        if self._cut_short:
-            await self._cut_base()
-        self._own()
-        done = 0
-        for start, end in list(self._spool.ranges) if self._spool is not None else ():
-            if end > done:
-                done = await self._settle_range(max(start, done), end)
-        if self.size > self._covered:
-            self._extend(self.size)
-        if self._spool is not None:
-            self._spool.reset()
-
-    async def _cut_base(self) -> None:
-        """Make base end at *covered*."""
-        self._own()
-        blobs = self._around.blobs
-        have = blobs.get(self._base).size
-        parts: list[Part] = []
-        start = self._covered
-        for begin, part in blobs.parts(self._base, start, start + 1):
-            if begin < start and part.kind != recipe.HOLE:
-                data = await self._around.reader.read(self._base, begin, start)
-                parts = (await self._cut(data, final=True)).parts
-                start = begin
-            break
-        blobs.splice(self._base, start, have, parts, self._covered)
-        self._publish(self._base, self._covered)
-
-    def _extend(self, size: int) -> None:
-        hole = recipe.hole(size - self._covered)
-        self._around.blobs.splice(self._base, self._covered, self._covered, [hole], size)
-        self._covered = size
-        self._publish(self._base, size)
-
-    async def _settle_range(self, start: int, end: int) -> int:
-        """Cut anew from the border before *start* to a border at or behind *end*; where that is."""
-        assert self._spool is not None
-        if start > self._covered:
-            self._extend(start)
-        first = self._border(start)
-        parts: list[Part] = []
-        try:
-            stop = await self._cut_anew(first, end, parts)
-        except BaseException:
-            self._around.blobs.chunks.unpin(recipe.chunk_refs(parts))
-            raise
-        size = max(stop, self._covered)
-        self._around.blobs.splice(self._base, first, min(stop, self._covered), parts, size)
-        self._covered = size
-        self._publish(self._base, size)
-        return stop
-
-    async def _cut_anew(self, first: int, end: int, parts: list[Part]) -> int:
-        """Fill *parts* with those from *first* to a border at or behind *end*; where that is."""
-        assert self._spool is not None
-        position = first
-        rest = b""
-        while True:
-            stop = self._data_end(max(end, position + 1))
-            upto = min(position + WINDOW, stop)
-            data = rest + await self.read(position, upto)
-            cut = await self._cut(data, final=upto == stop)
-            at = position - len(rest)
-            for index, part in enumerate(cut.parts):
-                parts.append(part)
-                at += part.length
-                for low, high in self._spool.ranges.within(at - 1, at + 1):
-                    # Another changed range has been reached: its end is the one to reach.
-                    end = max(end, self._range_end(low, high))
-                if at >= end and (at >= self._covered or self._border(at) == at):
-                    self._around.blobs.chunks.unpin(recipe.chunk_refs(cut.parts[index + 1 :]))
-                    return at
-            rest = data[cut.length :]
-            position = upto
-
-    def _range_end(self, low: int, high: int) -> int:
-        assert self._spool is not None
-        return next(end for start, end in self._spool.ranges if start <= low and high <= end)
-
-    def _border(self, offset: int) -> int:
-        """The last place up to *offset* where a part of base begins, or *offset* in a hole."""
-        if offset >= self._covered:
-            if not self._covered:
-                return 0
-            offset = self._covered
-            for begin, part in self._around.blobs.parts(self._base, offset - 1, offset):
-                # Behind the end: what is appended is cut together with the last part.
-                return offset if part.kind == recipe.HOLE else begin
-        for begin, part in self._around.blobs.parts(self._base, offset, offset + 1):
-            return offset if part.kind == recipe.HOLE else begin
-        return offset
-
-    def _data_end(self, offset: int) -> int:
-        """Where the data around *offset* ends: a hole of base behind it, or the end."""
-        assert self._spool is not None
-        end = max(
-            self._covered, *(high for _, high in self._spool.ranges.within(offset - 1, offset)), 0
-        )
-        horizon = min(self._covered, offset + WINDOW)
-        for begin, part in self._around.blobs.parts(self._base, offset, horizon):
-            if part.kind == recipe.HOLE:
-                return max(begin, offset)
-        return end
-
-    async def _cut(self, data: bytes, *, final: bool) -> Cut:
-        ingest = self._around.ingest
-        (cut,) = await self._around.workers.run(lambda: ingest.cut([Slice(data, final, True)]))
-        return cut
 
     def _forget_memory(self) -> None:
         self._around.held(-sum(len(data) for _, data in self._memory))

@@ -58,6 +58,13 @@ class Ranges:
             yield max(start, self._starts[index]), min(end, self._ends[index])
             index += 1
 
+    def end_around(self, offset: int) -> int:
+        """The end of the range that has *offset* in it or touches it; 0 if none does."""
+        index = bisect_left(self._ends, offset)
+        if index < len(self._starts) and self._starts[index] <= offset:
+            return self._ends[index]
+        return 0
+
 
 class Spool:
     """One temporary file."""

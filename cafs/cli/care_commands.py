@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cafs import control
 from cafs.cli.frame import Frame, command, resolve_store, store_argument
 from cafs.cli.output import json_name, note, say, say_json, show_name, warn
 from cafs.cli.progress import progress, progress_option
@@ -99,6 +98,8 @@ def _exit_code() -> int:
 
 def _commit_first(path: Path) -> None:
     """What is looked at is the newest commit: let there be one now."""
+    from cafs import control
+
     try:
         control.call(path, "commit")
     except DaemonAbsentError:
@@ -369,6 +370,8 @@ def _order(
     frame: Frame, path: Path, name: str, mode: str, offline: Any, **arguments: Any
 ) -> dict[str, Any]:
     """Let the daemon do it, or do it here when there is none."""
+    from cafs import control
+
     with progress(mode, name, "packs") as advance:
         try:
             return control.call(

@@ -196,7 +196,7 @@ def unpack_inode(value: bytes) -> Attr:
 def inode_content(value: bytes) -> tuple[int, int, int, int]:
     """Mode, link count, size and *blob* of an inode's record; for passes over all of them."""
     try:
-        return _INODE_CONTENT.unpack_from(value)  # type: ignore[return-value]
+        return _INODE_CONTENT.unpack_from(value)
     except struct.error as error:
         raise IndexDamagedError(f"an inode record has {len(value)} bytes") from error
 
@@ -218,7 +218,7 @@ def unpack_blob(value: bytes) -> BlobRecord:
 def blob_use(value: bytes) -> tuple[int, int]:
     """Reference count and flags of a blob's record; for passes over all of them."""
     try:
-        return _BLOB_USE.unpack_from(value)  # type: ignore[return-value]
+        return _BLOB_USE.unpack_from(value)
     except struct.error as error:
         raise IndexDamagedError(f"a blob record has {len(value)} bytes") from error
 

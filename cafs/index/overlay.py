@@ -154,16 +154,27 @@ class Overlay:
     def _scan_committed(
         self, database: int, start: bytes, prefix: bytes
     ) -> Iterator[tuple[bytes, bytes]]:
-        try:
-            with self._txn.cursor(self._env.databases[database]) as cursor:
-                if not cursor.set_range(start):
-                    return
-                for key, value in cursor.iternext():
-                    if not key.startswith(prefix):
+        last: bytes | None = None
+        while True:
+            txn = self._txn
+            try:
+                with txn.cursor(self._env.databases[database]) as cursor:
+                    if not cursor.set_range(start if last is None else last):
                         return
-                    yield key, value
-        except lmdb.Error as error:
-            raise self._broken(database, error) from error
+                    for key, value in cursor.iternext():
+                        if key == last:
+                            continue
+                        if not key.startswith(prefix):
+                            return
+                        last = key
+                        yield key, value
+                        if self._txn is not txn:
+                            # Something else met a damaged page meanwhile (see _broken()).
+                            break
+                    else:
+                        return
+            except lmdb.Error as error:
+                raise self._broken(database, error) from error
 
     def floor(self, database: int, key: bytes, prefix: bytes) -> bytes | None:
         """The greatest key up to *key* that begins with *prefix*, or None."""

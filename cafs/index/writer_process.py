@@ -88,7 +88,7 @@ def _answer(
 
 def _kind(error: Exception, directory: str) -> str:
     """What the parent is to make of an error."""
-    if isinstance(error, lmdb.CorruptedError):
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError):
         return "damaged"
     code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
     if code == errno.EIO and _is_full(directory):
@@ -100,8 +100,8 @@ def _kind(error: Exception, directory: str) -> str:
 
 def _is_full(directory: str) -> bool:
     figures = os.statvfs(directory)
-    blocks = figures.f_bavail if os.geteuid() else figures.f_bfree
-    return blocks * figures.f_frsize < FULL_BYTES
+    # Not f_bfree, for root either: ext4 keeps blocks back that nobody can have.
+    return figures.f_bavail * figures.f_frsize < FULL_BYTES
 
 
 def _read_exactly(stream: BinaryIO, length: int) -> bytes | None:

@@ -16,16 +16,22 @@ from pathlib import Path
 
 import trio
 
-from cafs.errors import CafsError, ChunkDamagedError, DamagedError, FsError
+from cafs.errors import CafsError, ChunkDamagedError, FsError
+from cafs.index import pages
 from cafs.log import RateLimit, fields
 from cafs.store import Store
 from cafs.types import NO_BLOB, ChunkNo, Ino
 
 log = logging.getLogger(__name__)
 
+CONTENT_ADVICE = (
+    "copy it into the mount again from a backup, or delete it; cafs scrub finds all of them"
+)
 PAUSE_S = 5.0
 TOLD_MAX = 10_000
-INODES_MAX = 200
+LINES_MAX = 20
+"""Lines a minute about requests; the paths come on top, each once."""
+INODES_MAX = 50
 """Files that are asked about at once; more than this is a case for a scrub."""
 
 
@@ -34,22 +40,22 @@ class DamageReporter:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._limit = RateLimit(burst=1)
+        self._limit = RateLimit(burst=LINES_MAX)
         self._found = trio.Event()
-        self._waiting: dict[Ino, str] = {}
+        self._waiting: dict[Ino, CafsError] = {}
         self._told: set[str] = set()
         self._chunks: set[ChunkNo] = set()
         self.count = 0
         """Requests that found damage since the start."""
 
-    def notice(self, request: str, ino: Ino, error: DamagedError) -> None:
-        """A request about an inode found damage; returns at once."""
+    def notice(self, request: str, ino: Ino, error: CafsError) -> None:
+        """A request about an inode found damage, or a record missing; returns at once."""
         self.count += 1
         blob = self._blob(ino)
         self._limit.log(
             log,
             logging.ERROR,
-            f"{request} {ino}",
+            "damage",
             f"{error}; the request was answered with EIO",
             request=request,
             inode=ino,
@@ -60,7 +66,7 @@ class DamageReporter:
         key = blob or str(ino)
         if key not in self._told and len(self._waiting) < INODES_MAX:
             self._told.add(key)
-            self._waiting[ino] = str(error)
+            self._waiting[ino] = error
             self._found.set()
 
     def _blob(self, ino: Ino) -> str:
@@ -91,7 +97,7 @@ class DamageReporter:
             await self._name(waiting)
             await trio.sleep(PAUSE_S)
 
-    async def _name(self, waiting: dict[Ino, str]) -> None:
+    async def _name(self, waiting: dict[Ino, CafsError]) -> None:
         command = [sys.executable, "-m", "cafs.operate.name_damage", str(self._store.path)]
         done = await trio.run_process(
             [*command, *map(str, waiting)],
@@ -106,10 +112,11 @@ class DamageReporter:
             return
         for line in done.stdout.splitlines():
             found = json.loads(line)
+            error = waiting[Ino(found["inode"])]
             log.error(
-                "damaged file: %s; what to do: copy it into the mount again from a backup, or "
-                "delete it; cafs scrub finds all of them",
-                waiting[Ino(found["inode"])],
+                "damaged file: %s; what to do: %s",
+                error,
+                CONTENT_ADVICE if isinstance(error, ChunkDamagedError) else pages.ADVICE,
                 extra=fields(
                     blob=found["sha256"] or "-",
                     inode=found["inode"],

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext
 
-from cafs.errors import DamagedError, FsError, ReadOnlyError
+from cafs.errors import CafsError, FsError, ReadOnlyError
 from cafs.mount.damage import DamageReporter
-from cafs.mount.translate import BLOCK_SIZE, entry, handler, no_entry
+from cafs.mount.translate import BLOCK_SIZE, entry, handler, no_entry, unknown
 from cafs.store import Store
 from cafs.tree import permissions
 from cafs.tree.permissions import ACCESS, DEFAULT
@@ -60,10 +60,21 @@ class Handlers(pyfuse3.Operations):
         self._files: dict[int, OpenFile] = {}
         self._next_handle = 1
 
-    def noticed_damage(self, request: str, subject: int, error: DamagedError) -> None:
+    def noticed_damage(
+        self, request: str, arguments: Sequence[object], error: CafsError
+    ) -> None:
         """See cafs.mount.translate.NoticesDamage."""
-        file = self._files.get(subject) if request in ("read", "write", "fsync") else None
-        self._damage.notice(request, file.ino if file else Ino(subject), error)
+        subject = arguments[0] if arguments and isinstance(arguments[0], int) else 0
+        ino = Ino(subject)
+        if request in ("read", "write", "fsync") and subject in self._files:
+            ino = self._files[subject].ino
+        elif request == "lookup" and isinstance(arguments[1], bytes):
+            try:
+                ino = self._tree.lookup(ino, arguments[1]) or ino
+            except CafsError:
+                # The directory is what is damaged.
+                pass
+        self._damage.notice(request, ino, error)
 
     # -- attributes --------------------------------------------------------------------------
 
@@ -282,7 +293,14 @@ class Handlers(pyfuse3.Operations):
                 return
         get = self._contents.attr
         for found in self._tree.listing(directory, max(start_id, DOT_DOT)):
-            if not reply(token, found.name, entry(found.ino, get(found.ino)), found.cookie):
+            try:
+                attributes = entry(found.ino, get(found.ino))
+            except CafsError as error:
+                # One bad record must not take the whole directory with it: the name is
+                # listed, and looking at it says what is wrong.
+                self._damage.notice("readdir", found.ino, error)
+                attributes = unknown(found.ino, found.type)
+            if not reply(token, found.name, attributes, found.cookie):
                 return
 
     @handler

@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 
 from cafs.errors import CafsError, DamagedError, FsError
 from cafs.log import correlation_id, fields
-from cafs.types import Attr, Ino
+from cafs.types import NO_BLOB, Attr, Ino
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ Handler = Callable[P, Coroutine[Any, Any, T]]
 class NoticesDamage(Protocol):
     """What requests are handled by."""
 
-    def noticed_damage(self, request: str, subject: int, error: DamagedError) -> None:
-        """A request about *subject*, a handle or an inode, found something damaged."""
+    def noticed_damage(self, request: str, arguments: Sequence[object], error: CafsError) -> None:
+        """A request with these arguments found something damaged."""
         ...
 
 
@@ -58,8 +58,7 @@ def handler(function: Handler[P, T]) -> Handler[P, T]:
         except CafsError as error:
             number = error.meaning.errno
             if isinstance(error, DamagedError):
-                subject = args[1] if isinstance(args[1], int) else 0
-                cast(NoticesDamage, args[0]).noticed_damage(name, subject, error)
+                cast(NoticesDamage, args[0]).noticed_damage(name, args[1:], error)
             elif number == errno.EIO:
                 log.error("%s%s: %s; what to do: %s", name, args[1:2], error, error.advice)
             raise pyfuse3.FUSEError(number) from None
@@ -96,6 +95,13 @@ def entry(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
     result.st_atime_ns = attr.atime_ns
     result.st_mtime_ns = attr.mtime_ns
     result.st_ctime_ns = attr.ctime_ns
+    return result
+
+
+def unknown(ino: Ino, kind: int) -> pyfuse3.EntryAttributes:
+    """What a listing shows of an inode whose record cannot be read; the kernel asks again."""
+    result = entry(ino, Attr(kind << 12, 0, 0, 1, 0, 0, 0, 0, NO_BLOB, 0, 0))
+    result.entry_timeout = result.attr_timeout = 0
     return result
 
 

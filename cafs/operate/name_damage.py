@@ -10,10 +10,11 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cafs.errors import CafsError
+from cafs.index import layout
 from cafs.operate.paths import attr_of, directories, paths_of_blobs
 from cafs.types import BlobNo, Ino
 from cafs.view import View
@@ -37,11 +38,13 @@ def main(store: str, numbers: Sequence[str]) -> int:
 def _print(view: View, inos: Sequence[Ino]) -> None:
     blobs: dict[Ino, BlobNo] = {}
     paths_of: dict[Ino, list[bytes]] = {}
+    unread: set[Ino] = set()
     for ino in inos:
         try:
             attr = attr_of(view, ino)
         except CafsError:
-            # Gone, or in a damaged page itself.
+            # Its record is what is damaged.
+            unread.add(ino)
             continue
         if stat.S_ISREG(attr.mode) and attr.blob:
             blobs[ino] = attr.blob
@@ -51,6 +54,8 @@ def _print(view: View, inos: Sequence[Ino]) -> None:
                 path or b"/" for path in (directories(view, [ino]).get(ino),) if path is not None
             ]
     of_blobs = paths_of_blobs(view, set(blobs.values()))
+    for ino, path in _by_name(view, unread):
+        paths_of.setdefault(ino, []).append(path)
     said: set[BlobNo] = set()
     for ino in inos:
         sha256 = ""
@@ -64,6 +69,28 @@ def _print(view: View, inos: Sequence[Ino]) -> None:
         for path in paths_of.get(ino, [])[:PATHS_MAX]:
             line = {"inode": ino, "sha256": sha256, "path": os.fsdecode(path)}
             sys.stdout.write(json.dumps(line) + "\n")
+
+
+def _by_name(view: View, inos: set[Ino]) -> Iterator[tuple[Ino, bytes]]:
+    """Paths of inodes that have no record which can be read, as far as their names can be."""
+    if not inos:
+        return
+    found: list[tuple[Ino, Ino, bytes]] = []
+    try:
+        for key, value in view.overlay.scan(layout.ENTRIES, b"", b""):
+            ino, _, name = layout.split_entry(value)
+            if ino in inos:
+                found.append((ino, Ino(layout.from_u48(key)), name))
+    except CafsError:
+        # Names are damaged, too: what was found so far is better than nothing.
+        pass
+    for ino, parent, name in found:
+        try:
+            above = directories(view, [parent]).get(parent)
+        except CafsError:
+            continue
+        if above is not None:
+            yield ino, above + b"/" + name
 
 
 if __name__ == "__main__":

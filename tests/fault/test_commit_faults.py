@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from cafs.config import MountOptions
 from cafs.errors import CafsError, DiskError, DiskFullError, ReadOnlyError
@@ -139,8 +140,17 @@ def check_what_is_left(path: Path, work: Work) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("end", ["heal", "kill", "power loss"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["full", "io-error"])
+@pytest.mark.parametrize(
+    ("number", "end"),
+    [
+        (errno.ENOSPC, "heal"),
+        (errno.EIO, "heal"),
+        (errno.EIO, "power loss"),
+        pytest.param(errno.ENOSPC, "kill", marks=pytest.mark.slow),
+        pytest.param(errno.ENOSPC, "power loss", marks=pytest.mark.slow),
+        pytest.param(errno.EIO, "kill", marks=pytest.mark.slow),
+    ],
+)
 def test_each_change_of_a_pack_or_spool_may_fail(
     template: Path, fresh: Path, number: int, end: str
 ) -> None:
@@ -172,6 +182,43 @@ def test_a_disk_that_stays_ill_is_reported_and_overcome(
     assert disk.all_fired
     assert len(work.faults) == 4, "each that waited hears of it"
     assert all(type(error) is expected for error in work.faults)
+
+
+def test_writers_are_not_held_up_by_a_disk_that_is_ill(template: Path) -> None:
+    """More is written than may wait in memory, by several at once, and nothing can be stored."""
+    disk = FaultyDisk([Fault(1, errno.EIO, sticky=True)])
+    options = MountOptions(commit_interval=0.05, pending_bytes=8 << 20, ingest_threads=1)
+    thread = StoreThread(template, options, disk)
+    block = _random.randbytes(1 << 20)
+
+    async def write(store: Store, number: int, errors: list[CafsError], rounds: int) -> None:
+        name = b"large%d" % number
+        ino = store.tree.lookup(ROOT, name) or store.tree.create(ROOT, name, 0o100644, 0, 0)
+        store.contents.opened(ino, writable=True)
+        for _ in range(rounds):
+            size = store.contents.attr(ino).size
+            try:
+                await store.contents.write(ino, size, block, privileged=True)
+            except CafsError as error:
+                errors.append(error)
+        store.contents.closed(ino, writable=True)
+
+    async def write_at_once(store: Store, errors: list[CafsError], rounds: int) -> None:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for number in range(4):
+                    nursery.start_soon(write, store, number, errors, rounds)
+
+    refused: list[CafsError] = []
+    thread.run(lambda store: write_at_once(store, refused, 4))
+    assert refused and all(type(error) is DiskError for error in refused)
+    disk.heal()
+    thread.run(lambda store: store.sync_all())
+    later: list[CafsError] = []
+    thread.run(lambda store: write_at_once(store, later, 8))
+    assert not later, "several who wait are all let go on"
+    thread.close()
+    assert not audit(template)
 
 
 def test_status_names_the_trouble_and_what_to_do(template: Path) -> None:

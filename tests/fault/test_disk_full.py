@@ -15,6 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from cafs.errors import DiskFullError
+from cafs.index import layout
+from cafs.index.overlay import Layer
+from cafs.index.writer import IndexWriter
+from cafs.lock import StoreLock
 from tests.fault.smalldisk import MIB, SmallDisk, SmallDiskMount, need_loop_devices, wait_until
 from tests.model.audit import audit
 
@@ -229,3 +234,45 @@ def test_a_kill_on_a_full_disk_loses_nothing(mount: SmallDiskMount) -> None:
     filler.check()
     mount.unmount()
     assert not audit(mount.store)
+
+
+def test_deleting_is_committed_on_a_disk_without_a_free_byte(mount: SmallDiskMount) -> None:
+    """That is what the reserve is for."""
+    filler = Filler(mount.root)
+    for number in range(8):
+        assert filler.write(f"file{number}", 100_000)
+    # A thousand names more, so that what is deleted takes many pages of the index.
+    for number in range(1000):
+        os.symlink("target", mount.root / f"link{number}")
+    root = os.open(mount.root, os.O_RDONLY)
+    os.fsync(root)
+    mount.disk.fill()
+    for number in range(1000):
+        os.unlink(mount.root / f"link{number}")
+    filler.remove(["file0"])
+    os.fsync(root)
+    os.close(root)
+    mount.kill()
+    mount.start()
+    assert sorted(os.listdir(mount.root)) == sorted(filler.acknowledged)
+    filler.check()
+
+
+def test_the_index_writer_tells_a_full_disk_from_a_broken_one(disk: SmallDisk) -> None:
+    """LMDB answers EIO when the disk took only a part of a write; and it must go on later."""
+    (disk.path / "index").mkdir()
+    lock = StoreLock(disk.path)
+    writer = IndexWriter(disk.path / "index", lock.fd)
+    layer: Layer = [{} for _ in layout.DATABASES]
+    try:
+        writer.write(layer)
+        layer[layout.INODES] = {layout.u48(number): bytes(500) for number in range(2000)}
+        foreign = disk.fill(leave=100_000)
+        for _ in range(3):
+            with pytest.raises(DiskFullError):
+                writer.write(layer)
+        foreign.unlink()
+        writer.write(layer)
+    finally:
+        writer.close()
+        lock.release()

@@ -72,6 +72,8 @@ class StoreThread:
         return trio.from_thread.run(work, self.store, trio_token=self._token)
 
     def _stop(self) -> None:
+        if self._store is None:
+            return
         assert self._end is not None
         trio.from_thread.run_sync(self._end.set, trio_token=self._token)
         self._thread.join()
@@ -80,7 +82,7 @@ class StoreThread:
             raise self._error
 
     def close(self) -> None:
-        """Close the store properly."""
+        """Close the store properly; a second call, or one after a crash, does nothing."""
         self._stop()
 
     def crash(self) -> None:
@@ -94,10 +96,4 @@ async def abandon(store: Store) -> None:
     writer = store._writer
     if writer._process is not None:
         writer._process.kill()
-    store.workers.close()
-    store.readers.close()
-    store.overlay.close()
-    store.environment.close()
-    writer.close()
-    store.packs.close()
-    store._lock.release()
+    store.let_go()

@@ -29,10 +29,12 @@ from hypothesis.stateful import (
 )
 
 from cafs.errors import FsError
+from cafs.operate.check import Check
 from cafs.operate.compact import Compactor
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store, create
 from cafs.types import ROOT, Ino
+from cafs.view import View
 from tests.model.audit import audit
 from tests.model.storethread import StoreThread
 from tests.model.test_draft import PATTERNS, SIZE_MAX, SMALL
@@ -241,6 +243,8 @@ class StoreMachine(RuleBasedStateMachine):
     def _open_again(self) -> None:
         faults = audit(self._path)
         assert not faults, faults
+        with View(self._path) as view:
+            assert not list(Check(view).findings())
         self._thread = StoreThread(self._path)
         self._compare()
 

@@ -11,7 +11,7 @@ SIZE = 4096
 
 
 def leaves(index: Path, database: str) -> list[int]:
-    """What may be leaf pages of a database, those with the greatest keys first."""
+    """What may be leaf pages of a database, those in the middle of its keys first."""
     found: list[tuple[bytes, int]] = []
     keys: list[bytes] = []
 
@@ -32,11 +32,13 @@ def leaves(index: Path, database: str) -> list[int]:
         key = data[place + 8 : place + 8 + length]
         if key in wanted:
             found.append((key, page))
-    return [page for _, page in sorted(found, reverse=True)]
+    ordered = [page for _, page in sorted(found)]
+    middle = len(ordered) // 2
+    return sorted(ordered, key=lambda page: abs(ordered.index(page) - middle))
 
 
 def break_leaf(index: Path, database: str) -> int:
-    """Fill the last leaf page of a database with zeros; its number."""
+    """Fill a leaf page of a database with zeros; its number."""
     file = index / pages.FILE
     pristine = file.read_bytes()
     for page in leaves(index, database):

@@ -194,3 +194,24 @@ def test_splicing_is_what_a_list_says(
         assert not list(rows), "no row is left behind"
 
     served.run(play)
+
+
+def test_a_sweep_takes_every_row_however_few_parts_each_has(served: StoreThread) -> None:
+    async def play(store: Store) -> None:
+        parts = literals(1000)
+        number = store.blobs.begin(OWNER)
+        store.blobs.ref(number)
+        store.blobs.splice(number, 0, 0, parts, total(parts))
+        # Every row loses most of its parts, as random writes into a large file leave them.
+        kept = total(parts)
+        for start in reversed(range(0, kept, 8 * layout.PARTS_PER_ROW)):
+            end = min(start + 8 * (layout.PARTS_PER_ROW - 4), kept)
+            hole = recipe.hole(end - start)
+            store.blobs.splice(number, start, end, [hole], kept)
+        store.blobs.unref(number)
+        while not store.blobs.sweep(number, 2 * layout.PARTS_PER_ROW):
+            pass
+        prefix = layout.u48(number)
+        assert list(store.overlay.scan(layout.RECIPES, prefix, prefix)) == []
+
+    served.run(play)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -13,10 +14,12 @@ import pytest
 
 from cafs.index import layout
 from cafs.index.counters import KEY as COUNTERS_KEY
+from cafs.lock import StoreLock
 from cafs.operate.paths import paths_of_inodes
 from cafs.operate.repair import repair
 from cafs.types import ROOT, BlobNo, ChunkNo, Ino
 from cafs.view import View
+from tests.conftest import RunCafs
 from tests.unit.small_store import change, findings, lookup, make, noise
 
 Damage = Callable[[Path], None]
@@ -42,7 +45,8 @@ def _first(store: Path, database: int) -> tuple[bytes, bytes]:
 def _edit_inode(path: bytes, **changes: int) -> Damage:
     def damage(store: Path) -> None:
         ino, attr = lookup(store, path)
-        change(store, layout.INODES, layout.u48(ino), layout.pack_inode(attr._replace(**changes)))
+        attr = attr._replace(**changes)  # type: ignore[arg-type]
+        change(store, layout.INODES, layout.u48(ino), layout.pack_inode(attr))
 
     return damage
 
@@ -317,3 +321,28 @@ def test_a_pack_of_another_store_is_found(store: Path) -> None:
 def test_an_extent_beyond_the_committed_length_is_found(store: Path) -> None:
     _edit_pack(size=5000)(store)
     assert findings(store)["extent"] > 0
+
+
+def test_the_command_repairs_and_says_so(store: Path, run_cafs: RunCafs) -> None:
+    _edit_inode(b"a/small", nlink=7)(store)
+    found = run_cafs("check", store)
+    assert found.returncode == 8
+    assert "link-count: inode" in found.stdout
+    assert "/a/small" in found.stdout
+    assert "--repair" in found.stdout
+    done = run_cafs("check", store, "--repair", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["clean"]
+    assert report["repaired"] == {"link-count": 1}
+    assert run_cafs("check", store).stdout.startswith(f"{store} is clean")
+
+
+def test_a_repair_needs_the_store_for_itself(store: Path, run_cafs: RunCafs) -> None:
+    lock = StoreLock(store)
+    try:
+        assert run_cafs("check", store, "--repair").returncode == 5
+        assert run_cafs("rebuild", store).returncode == 5
+        assert run_cafs("check", store).returncode == 0
+    finally:
+        lock.release()

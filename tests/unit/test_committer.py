@@ -5,16 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
 from cafs.clock import SystemClock
+from cafs.config import MountOptions, StoreParams
 from cafs.errors import CafsError, DiskFullError
 from cafs.index import layout
 from cafs.index.committer import Committer
 from cafs.index.overlay import Layer, Overlay
+from cafs.store import Store, create
+from cafs.types import ROOT
+from tests.model.storethread import StoreThread
 from tests.unit.test_overlay import Index
 from tests.unit.test_overlay import index as index
 
@@ -177,3 +182,22 @@ def test_nobody_has_to_wait_for_a_commit_that_was_urged(index: Index) -> None:
         assert it.committed(b"urged")
 
     run(index, play)
+
+
+def test_a_store_that_is_always_busy_commits_at_its_interval(tmp_path: Path) -> None:
+    """Files that need more than a job to be finished come one after the other, without a pause."""
+    create(tmp_path / "store", StoreParams())
+    thread = StoreThread(tmp_path / "store", MountOptions(commit_interval=0.05))
+
+    async def keep_busy(store: Store) -> None:
+        ino = store.tree.create(ROOT, b"patched", 0o100644, 0, 0)
+        begun = store.counters.generation
+        with trio.fail_after(30):
+            while store.counters.generation < begun + 3:
+                store.contents.opened(ino, writable=True)
+                await store.contents.write(ino, 1000, b"again and again", privileged=True)
+                store.contents.closed(ino, writable=True)
+                await trio.lowlevel.checkpoint()
+
+    thread.run(keep_busy)
+    thread.close()

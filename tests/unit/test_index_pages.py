@@ -11,6 +11,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from cafs.errors import IndexDamagedError
 from cafs.index import pages
 from tests.conftest import ROOT
 
@@ -119,7 +120,7 @@ def test_what_is_damaged_answers_with_an_error_and_is_never_just_missing(
         file.write_bytes(data)
         try:
             faults = pages.guard(index, 60).faults
-        except pages.IndexDamagedError:
+        except IndexDamagedError:
             found += 1
             continue
         missing, errors = _read(index)
@@ -149,7 +150,7 @@ def test_without_a_meta_page_there_is_nothing_to_begin_with(index: Path) -> None
     data = bytearray(file.read_bytes())
     data[: 2 * SIZE] = bytes(2 * SIZE)
     file.write_bytes(data)
-    with pytest.raises(pages.IndexDamagedError):
+    with pytest.raises(IndexDamagedError):
         pages.audit(index)
 
 
