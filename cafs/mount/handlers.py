@@ -60,9 +60,7 @@ class Handlers(pyfuse3.Operations):
         self._files: dict[int, OpenFile] = {}
         self._next_handle = 1
 
-    def noticed_damage(
-        self, request: str, arguments: Sequence[object], error: CafsError
-    ) -> None:
+    def noticed_damage(self, request: str, arguments: Sequence[object], error: CafsError) -> None:
         """See cafs.mount.translate.NoticesDamage."""
         subject = arguments[0] if arguments and isinstance(arguments[0], int) else 0
         ino = Ino(subject)

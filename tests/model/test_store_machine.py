@@ -295,5 +295,5 @@ def test_a_store_does_what_the_model_says() -> None:
 @pytest.mark.timeout(1800)
 def test_a_store_does_what_the_model_says_at_length() -> None:
     run_state_machine_as_test(
-        StoreMachine, settings=settings(_settings, max_examples=400, stateful_step_count=50)
+        StoreMachine, settings=settings(_settings, max_examples=150, stateful_step_count=50)
     )
