@@ -26,6 +26,8 @@ PROBE_S = 1.0
 """How often it is tried whether the disk still takes changes, at most."""
 MARGIN_MAX = 32 << 20
 """Bytes that must stay free for a write to be let in: room for index and packs to catch up."""
+NEAR = 64 << 20
+"""Bytes: with less than this left the disk is asked at each write."""
 FRACTION = 32
 """On a small disk reserve and margin are each at most one part in so many."""
 
@@ -123,6 +125,9 @@ class Space:
 
     def admit(self, needed: int) -> None:
         """Let a change in that needs so many bytes.  Raises DiskFullError or ReadOnlyError."""
+        if self._free - self._margin - needed < NEAR:
+            # What was written since the figures were taken may be all that is left.
+            self._asked = -1e9
         self.admit_removal()
         if self._free - self._margin < needed + self.commit_bytes():
             self._full()

@@ -37,14 +37,20 @@ def start(serve: Serve, log_file: Path, level: str) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
+    # Ctrl-C waits until it is known whom to stop.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.close(reader)
         _become_daemon(serve, writer, log_file, level)
     os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader, "rb") as pipe:
-        return _await(pipe, log_file)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            return _await(pipe, log_file)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        os.waitpid(child, 0)
 
 
 def _await(lines: Any, log_file: Path) -> int:
@@ -53,6 +59,7 @@ def _await(lines: Any, log_file: Path) -> int:
         for message in _messages(lines):
             if "pid" in message:
                 pid = int(message["pid"])
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             elif "note" in message:
                 warn(str(message["note"]))
             elif message.get("ready"):

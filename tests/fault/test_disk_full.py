@@ -122,7 +122,9 @@ def test_writers_get_enospc_and_readers_notice_nothing(mount: SmallDiskMount) ->
     assert "is full" in mount.log_text() and "what to do: delete files" in mount.log_text()
     # What needs room is refused, what needs none is not.
     with pytest.raises(OSError) as refused:
-        (mount.root / "directory").mkdir()
+        # What is left takes some directories, but not any number of them.
+        for number in range(100_000):
+            (mount.root / f"directory{number}").mkdir()
     assert refused.value.errno == errno.ENOSPC
     os.chmod(mount.root / next(iter(filler.acknowledged)), 0o600)
     mount.unmount()

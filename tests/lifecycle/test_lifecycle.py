@@ -209,7 +209,7 @@ def test_a_daemon_that_cannot_mount_gives_its_own_error(place: Place) -> None:
     background = place.run("mount", place.store, place.mountpoint, "--daemon")
     foreground = place.run("mount", place.store, place.mountpoint)
     assert background.returncode == foreground.returncode == 8
-    assert "cafs check" in background.stderr
+    assert "cafs rebuild" in background.stderr
     assert mount_at(place.mountpoint) is None
     assert lock.holder(place.store) is None
 

@@ -331,8 +331,8 @@ def test_the_mount_behaves_as_a_plain_directory() -> None:
     global _sides
     if not os.path.exists("/dev/fuse"):
         pytest.skip("there is no /dev/fuse here")
-    control = public_directory()
     mount = Mount()
+    control = public_directory()
     try:
         if filesystem_type(control) != "ext4":
             pytest.skip("the temporary directory is no control")
@@ -346,6 +346,8 @@ def test_the_mount_behaves_as_a_plain_directory() -> None:
             print_blob=True,
         )
         TreeMachine.TestCase().runTest()
+        mount.unmount()
+        mount.run("check", str(mount.store))
         stray = mount.unexpected_log_lines()
     finally:
         _sides = None

@@ -195,7 +195,7 @@ class Mount:
         except (OSError, subprocess.TimeoutExpired):
             pass  # somebody still holds the mount; what follows does not ask
         finally:
-            self._detach()
+            # First the daemon, then the mount: it could still be about to make one.
             if self._process is not None:
                 try:
                     os.killpg(self._process.pid, signal.SIGKILL)
@@ -203,6 +203,7 @@ class Mount:
                     pass
                 self._process.wait(STOP_TIMEOUT_S)
                 self._process = None
+            self._detach()
             shutil.rmtree(self.base, ignore_errors=True)
 
     def _detach(self) -> None:
