@@ -46,6 +46,7 @@ class Contents:
         reader: Reader,
         workers: Workers,
         aside: Workers,
+        syncer: Workers,
         space: Space,
         disk: Disk,
         spool_directory: Path,
@@ -58,7 +59,7 @@ class Contents:
         self.reader = reader
         self.workers = workers
         self.aside = aside
-        self._feeder = Feeder(ingest, workers, aside)
+        self._feeder = Feeder(ingest, workers, aside, syncer)
         self._space = space
         self._disk = disk
         self._spool_directory = spool_directory

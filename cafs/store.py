@@ -141,6 +141,7 @@ class Store:
         self.workers = Workers(options.ingest_threads, "ingest")
         self.readers = Workers(2, "read")
         self.aside = Workers(1, "hash", niceness=5)
+        self.syncer = Workers(1, "sync")
         self.chunks = Chunks(self.overlay, self.counters, self.packs, self.pack_table)
         self.blobs = Blobs(self.overlay, self.counters, self.chunks)
         self.tree = Tree(self.overlay, self.counters, self.blobs, clock)
@@ -155,6 +156,7 @@ class Store:
             self.reader,
             self.workers,
             self.aside,
+            self.syncer,
             self.space,
             self.disk,
             path / "spool",
@@ -356,6 +358,7 @@ class Store:
         self.workers.close()
         self.readers.close()
         self.aside.close()
+        self.syncer.close()
         self.overlay.close()
         self.environment.close()
         self._writer.close()

@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import trio
 
+from cafs.errors import DaemonError
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -44,7 +46,6 @@ class Workers:
     def __init__(self, threads: int, name: str, niceness: int = 0) -> None:
         """*niceness*, 0 to 19, is how far the threads stand back for others (setpriority(2))."""
         self._niceness = niceness
-        self._closed = False
         self._token = trio.lowlevel.current_trio_token()
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._finished: deque[_Job[Any]] = deque()
@@ -120,7 +121,7 @@ class Workers:
             del job
 
     def _drain(self) -> None:
-        while self._finished and not self._closed:
+        while self._finished:
             job = self._finished.popleft()
             try:
                 job.done(job.result, job.error)
@@ -129,9 +130,15 @@ class Workers:
                 log.exception("defect in the completion of a worker's job")
 
     def close(self) -> None:
-        """Let the threads finish what is queued, and end them.  Blocks; runs no completions."""
-        self._closed = True
+        """Let the threads finish what is queued, and end them.  Blocks.
+
+        Whoever still waits is told that it is too late: what they would do next needs a store
+        that is about to be closed.
+        """
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        for job in self._finished:
+            job.result, job.error = None, job.error or DaemonError("the store is being closed")
+        self._drain()

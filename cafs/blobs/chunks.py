@@ -8,13 +8,14 @@ twice.  Invariant: a record's reference count is the number of parts of recipes 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from cafs.blobs.pack import PackStore, StoredChunk
 from cafs.blobs.packtable import PackTable
-from cafs.errors import IndexDamagedError
+from cafs.errors import CafsError, IndexDamagedError
 from cafs.index import layout
 from cafs.index.counters import Counters
 from cafs.index.layout import ChunkRecord
@@ -22,6 +23,10 @@ from cafs.index.overlay import Overlay
 from cafs.index.recent import Recent
 from cafs.types import ChunkNo, Extent, PackNo
 
+log = logging.getLogger(__name__)
+
+WRITE_BACK_FROM = 16 << 20
+"""Stored bytes that are not left to wait for the next commit."""
 UNSYNCED_MAX = 64 << 20
 """Stored bytes that may be kept in memory until a commit, in case their sync fails."""
 
@@ -46,6 +51,21 @@ class Chunks:
         self._healing: dict[ChunkNo, Extent] = {}
 
     # -- workers -----------------------------------------------------------------------------
+
+    def write_back(self) -> None:
+        """Begin early with what a commit would have to wait for.  Any thread; blocks.
+
+        What goes wrong is the next commit's to report: it tries again.
+        """
+        try:
+            self._packs.sync()
+        except CafsError as error:
+            log.debug("packs are not written back early: %s", error)
+
+    @property
+    def much_unsynced(self) -> bool:
+        """Whether it is worth while to write back."""
+        return self._packs.unsynced_bytes > WRITE_BACK_FROM
 
     def bound_unsynced(self) -> None:
         """Sync the packs when too many of their bytes are kept in memory.  Any thread; blocks."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cafs.blobs.blobs import Digests
-from cafs.blobs.ingest import Cut, Fed, Ingest, IngestStream, feed_all, join
+from cafs.blobs.ingest import Fed, Ingest, IngestStream, feed_all, join
 from cafs.workers import Workers
 
 SMALL = 64 << 10
@@ -26,8 +26,10 @@ Done = Callable[[Fed | None, Exception | None], None]
 class Feeder:
     """Gathers feeds.  Belongs to the event loop."""
 
-    def __init__(self, ingest: Ingest, workers: Workers, aside: Workers) -> None:
+    def __init__(self, ingest: Ingest, workers: Workers, aside: Workers, syncer: Workers) -> None:
         """*aside* is one thread, so that the bytes of a stream are hashed in order."""
+        self._syncer = syncer
+        self._writing_back = False
         self._ingest = ingest
         self._workers = workers
         self._aside = aside
@@ -40,7 +42,7 @@ class Feeder:
         """Feed a stream in a worker; small ones may wait until flush() or until a batch is full."""
         size = sum(map(len, buffers))
         if size > SMALL or stream.aside:
-            self._feed_large(stream, join(buffers), final, done)
+            self._feed_large(stream, buffers, size, final, done)
             return
         self._waiting.append((stream, buffers, final))
         self._waiters.append(done)
@@ -48,31 +50,47 @@ class Feeder:
         if len(self._waiting) >= BATCH_COUNT or self._bytes >= BATCH_BYTES:
             self.flush()
 
-    def _feed_large(self, stream: IngestStream, data: bytes, final: bool, done: Done) -> None:
+    def _feed_large(
+        self, stream: IngestStream, buffers: list[bytes], size: int, final: bool, done: Done
+    ) -> None:
         """Cut in a worker, and hash the whole aside: nobody has to wait for a name."""
-        given = stream.slice(data, final)
-        self._hash_aside(stream, data)
+        self._hash_aside(stream, buffers, size)
 
-        def cut(cuts: list[Cut] | None, error: Exception | None) -> None:
-            done(stream.advance(given, data, cuts[0], None) if cuts is not None else None, error)
+        def feed() -> Fed:
+            given = stream.slice(join(buffers), final)
+            return stream.advance(given, size, self._ingest.cut([given])[0], None)
 
-        self._workers.submit(lambda: self._ingest.cut([given]), cut)
+        def fed(result: Fed | None, error: Exception | None) -> None:
+            self._write_back()
+            done(result, error)
 
-    def _hash_aside(self, stream: IngestStream, data: bytes) -> None:
+        self._workers.submit(feed, fed)
+
+    def _write_back(self) -> None:
+        if self._writing_back or not self._ingest.chunks.much_unsynced:
+            return
+        self._writing_back = True
+
+        def written(_result: None, _error: Exception | None) -> None:
+            self._writing_back = False
+
+        self._syncer.submit(self._ingest.chunks.write_back, written)
+
+    def _hash_aside(self, stream: IngestStream, buffers: list[bytes], size: int) -> None:
         if not stream.whole:
             return
-        if self._lag + len(data) > LAG_MAX:
+        if self._lag + size > LAG_MAX:
             # The disk is faster than SHA-256: read it back for that when there is time.
             stream.whole = False
             return
         stream.aside = True
-        self._lag += len(data)
+        self._lag += size
         start = stream.position
 
         def hashed(_result: None, _error: Exception | None) -> None:
-            self._lag -= len(data)
+            self._lag -= size
 
-        self._aside.submit(lambda: stream.hash(data, start), hashed)
+        self._aside.submit(lambda: stream.hash(buffers, start), hashed)
 
     def digests_later(
         self, stream: IngestStream, done: Callable[[Digests | None, Exception | None], None]

@@ -109,7 +109,7 @@ def feed_all(ingest: Ingest, feeds: Sequence[tuple[IngestStream, list[bytes], bo
         stream.slice(data, final) for (stream, _, final), data in zip(feeds, joined, strict=True)
     ]
     return [
-        stream.advance(each, data, cut, stream.digest(data, each.final, cut.digests))
+        stream.advance(each, len(data), cut, stream.digest(data, each.final, cut.digests))
         for (stream, _, _), each, data, cut in zip(
             feeds, slices, joined, ingest.cut(slices), strict=True
         )
@@ -164,8 +164,8 @@ class IngestStream:
             self._compressible = not codec.looks_compressed(data[:64])
         return Slice(data, final, bool(self._compressible))
 
-    def advance(self, given: Slice, joined: bytes, cut: Cut, digests: Digests | None) -> Fed:
-        """Take note of how a slice was cut, and of what digest() gave for *joined*.
+    def advance(self, given: Slice, fresh: int, cut: Cut, digests: Digests | None) -> Fed:
+        """Take note of how a slice with *fresh* new bytes was cut, and of what digest() gave.
 
         After a final slice everything is covered.  If more comes after that, the last part is
         made anew, so that what is appended in small pieces is cut as if it had come at once.
@@ -176,7 +176,7 @@ class IngestStream:
             self._rest, self._tail = b"", data[len(data) - parts[-1].length :] if parts else b""
         else:
             self._rest, self._tail = data[cut.length :], b""
-        self._position += len(joined)
+        self._position += fresh
         return Fed(parts, cut.length, rewound, digests)
 
     @property
@@ -199,17 +199,19 @@ class IngestStream:
         self._catch_up()
         return self.digests() if final else None
 
-    def hash(self, joined: bytes, start: int) -> None:
-        """Hash *joined*, whose first byte is byte *start* of the content, as far as is new.
+    def hash(self, buffers: Sequence[bytes], start: int) -> None:
+        """Hash buffers, whose first byte is byte *start* of the content, as far as is new.
 
         For a thread of its own, beside the cutting: what had to be cut again after a failure
         comes here twice.
         """
         self._catch_up()
-        fresh = joined[max(0, self._hashed - start) :]
-        self._sha1.update(fresh)
-        self._sha256.update(fresh)
-        self._hashed += len(fresh)
+        for buffer in buffers:
+            fresh = buffer[max(0, self._hashed - start) :]
+            self._sha1.update(fresh)
+            self._sha256.update(fresh)
+            self._hashed += len(fresh)
+            start += len(buffer)
 
     def digests(self) -> Digests:
         """The digests of all that was hashed."""
