@@ -1,8 +1,9 @@
 """The process that writes the index: one LMDB transaction with sync for each batch it is sent.
 
-It is a process and not a thread because py-lmdb gives up and takes back the interpreter lock
-around every put: thousands of puts beside a busy event loop would each wait for the lock and
-make every request of the mount wait in turn (docs/decisions/0003-writer-process.md).
+It is a process and not a thread because a commit is thousands of puts, and in a thread each of
+them takes the interpreter from the event loop for a moment: in a measurement the loop answered
+17,500 requests a second beside a committing thread, 27,600 beside this process
+(docs/decisions/0003-writer-process.md).
 
 Speaks frames over standard input and output: an 8-byte little-endian length, then a marshal of
 ``(command, argument)``; answers ``(ok, kind, text)``.  marshal is safe here: both ends are the
