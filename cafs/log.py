@@ -16,8 +16,6 @@ from typing import Any, TextIO
 
 from cafs.clock import Clock, SystemClock
 
-LEVELS = ("debug", "info", "warning", "error")
-
 _FIELDS = "cafs_fields"
 _PLAIN = re.compile(r"[^\s\"=\\]+")
 # sd-daemon(3): the journal takes the priority from this prefix.

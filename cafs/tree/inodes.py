@@ -77,10 +77,6 @@ class Inodes:
         """Remember, also over a crash, that the inode has no name and is to be removed."""
         self._overlay.put(layout.ORPHANS, layout.u48(ino), b"")
 
-    def drop_orphan(self, ino: Ino) -> None:
-        """The inode has a name again (or is removed)."""
-        self._overlay.delete(layout.ORPHANS, layout.u48(ino))
-
     def orphans(self) -> Iterator[Ino]:
         """Inodes without a name."""
         for key, _ in self._overlay.scan(layout.ORPHANS, b"", b""):

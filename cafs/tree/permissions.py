@@ -21,7 +21,6 @@ _HEADER = struct.Struct("<I")
 _ENTRY = struct.Struct("<HHI")
 _VERSION = 2
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
-_NO_ID = 0xFFFFFFFF
 
 
 class Entry(NamedTuple):

@@ -20,20 +20,12 @@ from cafs.index import layout
 from cafs.index.overlay import Layer
 from cafs.index.writer import IndexWriter
 from cafs.lock import StoreLock
-from tests.fault.smalldisk import MIB, SmallDisk, SmallDiskMount, need_loop_devices, wait_until
+from tests.fault.smalldisk import MIB, SmallDisk, SmallDiskMount, wait_until
 from tests.model.audit import audit
 
 pytestmark = pytest.mark.timeout(180)
 
 FULL_LOG = r"is full|using the reserve|commit failed|waits for room|cannot store|no room|stopped"
-
-
-@pytest.fixture
-def disk() -> Iterator[SmallDisk]:
-    need_loop_devices()
-    disk = SmallDisk()
-    yield disk
-    disk.close()
 
 
 @pytest.fixture

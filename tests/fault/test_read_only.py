@@ -19,20 +19,12 @@ from cafs.errors import CafsError, ReadOnlyError
 from cafs.store import Store, create
 from cafs.types import ROOT
 from tests.fault.faulty import Fault, FaultyDisk
-from tests.fault.smalldisk import SmallDisk, SmallDiskMount, need_loop_devices, wait_until
+from tests.fault.smalldisk import SmallDisk, SmallDiskMount, wait_until
 from tests.model.audit import audit
 from tests.model.storethread import StoreThread
 from tests.model.test_draft import SMALL
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def disk() -> Iterator[SmallDisk]:
-    need_loop_devices()
-    disk = SmallDisk()
-    yield disk
-    disk.close()
 
 
 @pytest.fixture
