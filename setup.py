@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 SOURCE_DIR = Path("native/chunker")
-SOURCES = ("module.c", "sha256.c", "sha256_lanes.c", "split.c", "zip_marks.c")
+SOURCES = ("module.c", "cut.c", "sha256.c", "sha256_lanes.c", "split.c", "zip_marks.c")
 
 setup(
     ext_modules=[

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from bench import machine
 from cafs.blobs import codec, recipe
-from cafs.blobs.chunker import DIGEST_SIZE, KIB, ChunkParams, split
+from cafs.blobs.chunker import DIGEST_SIZE, KIB, ChunkParams, sha256_each, split
 from cafs.index import layout
 from cafs.types import BlobNo, ChunkNo, Extent, PackNo
 
@@ -107,19 +107,22 @@ class Simulation:
 
     def _parts(self, data: bytes) -> list[recipe.Part]:
         outcome = self.outcome
-        ends, digests = split(data, outcome.params, final=True)
+        ends = split(data, outcome.params, final=True)
+        view = memoryview(data)
+        pieces = [view[start:end] for start, end in itertools.pairwise([0, *ends])]
+        digests = sha256_each(pieces)
         parts: list[recipe.Part] = []
         new: list[memoryview] = []
-        for number, (start, end) in enumerate(itertools.pairwise([0, *ends])):
-            if end - start <= recipe.LITERAL_MAX:
-                parts.append(recipe.literal(data[start:end]))
+        for number, piece in enumerate(pieces):
+            if len(piece) <= recipe.LITERAL_MAX:
+                parts.append(recipe.literal(bytes(piece)))
                 outcome.literals += 1
                 continue
             digest = digests[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
             if digest not in self.numbers:
                 self.numbers[digest] = len(self.numbers) + 1
-                new.append(memoryview(data)[start:end])
-            parts.append(recipe.chunk(ChunkNo(self.numbers[digest]), end - start))
+                new.append(piece)
+            parts.append(recipe.chunk(ChunkNo(self.numbers[digest]), len(piece)))
             outcome.references += 1
         outcome.unique += sum(map(len, new))
         compressible = not codec.looks_compressed(data[: codec.HEAD_LENGTH])

@@ -12,20 +12,19 @@ def split(
     final: bool,
     zip_members: bool,
     *,
-    hashed: bool = True,
-) -> tuple[list[int], bytes]:
-    """The ends of all certain slices, and their 32-byte SHA-256 digests joined.
+    left: ReadableBuffer = b"",
+) -> list[int]:
+    """The ends of all certain slices.
 
-    *data* begins at a cut and has at most 2**31 bytes.  Sizes are in bytes.  With *final* the
-    last end is ``len(data)``.  ``hashed=False`` leaves the digests out.  Raises ValueError for
-    sizes out of bounds.
+    *left*, which begins at a cut, comes before *data*; ends count from its first byte.  Both
+    have at most 2**31 bytes.  Sizes are in bytes.  With *final* the last end is that of *data*.
+    Raises ValueError for sizes out of bounds.
     """
 
-def sha256_many(data: ReadableBuffer, ends: Sequence[int], *, kernel: str = "auto") -> bytes:
-    """The 32-byte SHA-256 digests, joined, of the slices of *data* that end at *ends*.
+def sha256_each(buffers: Sequence[ReadableBuffer], *, kernel: str = "auto") -> bytes:
+    """The 32-byte SHA-256 digests, joined, of some buffers.
 
-    Raises ValueError unless the ends ascend and lie within *data*, and for a kernel that is
-    not among :func:`sha256_kernels` or ``auto``.
+    Raises ValueError for a kernel that is not among :func:`sha256_kernels` or ``auto``.
     """
 
 def sha256_kernels() -> list[str]:

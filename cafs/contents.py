@@ -10,15 +10,14 @@ from __future__ import annotations
 import logging
 import stat
 from collections import Counter, deque
-from collections.abc import Callable
 from pathlib import Path
 
 import trio
 
-from cafs.blobs.blobs import Blobs, Digests
+from cafs.blobs.blobs import Blobs
 from cafs.blobs.draft import Draft
 from cafs.blobs.feeder import Feeder
-from cafs.blobs.ingest import Fed, Ingest, IngestStream
+from cafs.blobs.ingest import Ingest
 from cafs.blobs.reader import Reader
 from cafs.blobs.spool import Spool
 from cafs.clock import Clock
@@ -59,7 +58,7 @@ class Contents:
         self.reader = reader
         self.workers = workers
         self.aside = aside
-        self._feeder = Feeder(ingest, workers, aside, syncer)
+        self.feeder = Feeder(ingest, workers, aside, syncer)
         self._space = space
         self._disk = disk
         self._spool_directory = spool_directory
@@ -89,30 +88,10 @@ class Contents:
         self._spools += 1
         return Spool(self._disk, self._spool_directory, f"{ino}.{self._spools}")
 
-    def feed(
-        self,
-        stream: IngestStream,
-        buffers: list[bytes],
-        final: bool,
-        done: Callable[[Fed | None, Exception | None], None],
-    ) -> None:
-        """See cafs.blobs.draft.Surroundings."""
-        self._feeder.feed(stream, buffers, final, done)
-
-    def digests_later(
-        self, stream: IngestStream, done: Callable[[Digests | None, Exception | None], None]
-    ) -> None:
-        """See cafs.blobs.draft.Surroundings."""
-        self._feeder.digests_later(stream, done)
-
     def digests_arrived(self, ino: Ino) -> None:
         """See cafs.blobs.draft.Surroundings."""
         if ino not in self._writers:
             self._finished(ino)
-
-    def hurry(self) -> None:
-        """See cafs.blobs.draft.Surroundings."""
-        self._feeder.flush()
 
     def held(self, change_bytes: int) -> None:
         """See cafs.blobs.draft.Surroundings."""
@@ -240,7 +219,7 @@ class Contents:
 
     async def settle_all(self) -> None:
         """Settle every file; a failure is kept by its draft and tried again next time."""
-        self._feeder.flush()
+        self.feeder.flush()
 
         async def one(ino: Ino, draft: Draft) -> None:
             try:

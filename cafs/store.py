@@ -140,7 +140,7 @@ class Store:
         self.space = Space(self.disk, path, options.reserve, clock)
         self.workers = Workers(options.ingest_threads, "ingest")
         self.readers = Workers(2, "read")
-        self.aside = Workers(1, "hash", niceness=5)
+        self.aside = Workers(1, "hash", niceness=19)
         self.syncer = Workers(1, "sync")
         self.chunks = Chunks(self.overlay, self.counters, self.packs, self.pack_table)
         self.blobs = Blobs(self.overlay, self.counters, self.chunks)

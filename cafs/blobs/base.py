@@ -6,12 +6,12 @@ names (*published*) is a prefix or an older state of the content at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from cafs.blobs import recipe
-from cafs.blobs.blobs import Blobs, Digests
-from cafs.blobs.ingest import Cut, Fed, Ingest, IngestStream, Slice
+from cafs.blobs.blobs import Blobs
+from cafs.blobs.feeder import Feeder
+from cafs.blobs.ingest import Cut, Ingest, Slice
 from cafs.blobs.reader import Reader
 from cafs.blobs.recipe import Part
 from cafs.blobs.spool import Spool
@@ -24,6 +24,7 @@ class Surroundings(Protocol):
     """What a draft needs of its store."""
 
     blobs: Blobs
+    feeder: Feeder
     ingest: Ingest
     reader: Reader
     workers: Workers
@@ -34,25 +35,8 @@ class Surroundings(Protocol):
     def new_spool(self, ino: Ino) -> Spool:
         """An empty spool."""
 
-    def feed(
-        self,
-        stream: IngestStream,
-        buffers: list[bytes],
-        final: bool,
-        done: Callable[[Fed | None, Exception | None], None],
-    ) -> None:
-        """Feed a stream in a worker, soon; *done* is called on the event loop."""
-
-    def digests_later(
-        self, stream: IngestStream, done: Callable[[Digests | None, Exception | None], None]
-    ) -> None:
-        """Call *done* on the event loop with the digests of what was fed so far."""
-
     def digests_arrived(self, ino: Ino) -> None:
         """The digests that a draft waited for are there, or will not come."""
-
-    def hurry(self) -> None:
-        """Somebody waits for what was fed."""
 
     def held(self, change_bytes: int) -> None:
         """So many bytes more (or less) wait in memory."""
@@ -169,7 +153,8 @@ class Base:
     async def cut(self, data: bytes, *, final: bool) -> Cut:
         """Cut and store bytes that begin at a border.  Raises DiskFullError and its kin."""
         ingest = self._around.ingest
-        (cut,) = await self._around.workers.run(lambda: ingest.cut([Slice(data, final, True)]))
+        given = Slice(data, final, True)
+        (cut,) = await self._around.workers.run(lambda: ingest.store([ingest.split(given)]))
         return cut
 
     def unpin(self, parts: list[Part]) -> None:

@@ -11,6 +11,7 @@ slower; the tests hold them together.  docs/decisions/0002-chunking.md has the c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,30 +68,40 @@ class ChunkParams:
             )
 
 
-def split(data: ReadableBuffer, params: ChunkParams, final: bool) -> tuple[list[int], bytes]:
-    """Cut *data*, which begins at a cut, and hash the slices.
+def split(
+    data: ReadableBuffer, params: ChunkParams, final: bool, left: ReadableBuffer = b""
+) -> list[int]:
+    """Where to cut *left* and *data*, which follows it.
 
-    Returns the ends (exclusive, ascending, from the start of *data*) of all slices that no
-    later byte can change, and their SHA-256 digests joined.  The caller keeps what is behind
-    the last end and passes it again, followed by new bytes: at most ``max_size + 30`` bytes
-    stay behind.  With *final* the content ends with *data*, and so does the last slice.
+    *left* begins at a cut: it is what was left behind by the last call, and is not copied
+    together with *data*.  Returns the ends (exclusive, ascending, from the start of *left*) of
+    all slices that no later byte can change.  The caller keeps what is behind the last end: at
+    most ``max_size + 30`` bytes.  With *final* the content ends with *data*, and so does the
+    last slice.
 
     Slices at zip members may be as short as one byte; all others have at least
-    ``min_size`` bytes, except the last.  Takes at most 2**31 bytes.  Blocks, with the GIL
+    ``min_size`` bytes, except the last.  Takes at most 2**31 bytes each.  Blocks, with the GIL
     released throughout.  Raises ValueError for parameters that :meth:`ChunkParams.validate`
     would refuse.
     """
     return _chunker.split(
-        data, params.min_size, params.avg_size, params.max_size, final, params.zip_members
+        data,
+        params.min_size,
+        params.avg_size,
+        params.max_size,
+        final,
+        params.zip_members,
+        left=left,
     )
 
 
-def sha256_many(data: ReadableBuffer, ends: list[int]) -> bytes:
-    """The SHA-256 digests, joined, of the slices of *data* that end at the ascending *ends*.
+def sha256_each(buffers: Sequence[ReadableBuffer]) -> bytes:
+    """The SHA-256 digests, joined, of some buffers.
 
-    Blocks, with the GIL released.  Raises ValueError for ends out of order or out of *data*.
+    Many at once are hashed side by side, which takes hardly longer than the longest alone.
+    Blocks, with the GIL released.
     """
-    return _chunker.sha256_many(data, ends)
+    return _chunker.sha256_each(buffers)
 
 
 # What follows is the oracle: written to be read, and to share nothing with the kernel.
@@ -185,10 +196,9 @@ def _slice_end(data: bytes, hashes: list[int], start: int, params: ChunkParams, 
     raise _Undecided
 
 
-def reference_split(data: bytes, params: ChunkParams, final: bool) -> tuple[list[int], bytes]:
+def reference_split(data: bytes, params: ChunkParams, final: bool) -> list[int]:
     """What :func:`split` must return, by the definition and without haste."""
     ends: list[int] = []
-    digests = b""
     hashes = _rolling_hashes(data)
     start = 0
     while start < len(data):
@@ -197,6 +207,5 @@ def reference_split(data: bytes, params: ChunkParams, final: bool) -> tuple[list
         except _Undecided:
             break
         ends.append(end)
-        digests += hashlib.sha256(data[start:end]).digest()
         start = end
-    return ends, digests
+    return ends

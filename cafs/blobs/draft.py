@@ -20,8 +20,9 @@ import trio
 from cafs.blobs import patching, recipe
 from cafs.blobs.base import Base, Surroundings
 from cafs.blobs.blobs import Digests
-from cafs.blobs.ingest import Fed, IngestStream
+from cafs.blobs.flow import Flow
 from cafs.blobs.spool import Spool
+from cafs.blobs.stream import Fed, IngestStream
 from cafs.errors import CafsError
 from cafs.types import NO_BLOB, BlobNo, Ino
 
@@ -42,11 +43,10 @@ class Draft:
         self.error: CafsError | None = None
         """Why the last attempt to store something failed; it is tried again."""
         self._base = Base(around, ino, blob, size)
-        self._stream: IngestStream | None = None
+        self._flow: Flow | None = None
         self._memory: deque[tuple[int, bytes]] = deque()
-        self._queue: list[bytes] = []
+        self._queue: deque[bytes] = deque()
         self._queued = 0
-        self._running = False
         self._idle = trio.Event()
         self._idle.set()
         self._spool: Spool | None = None
@@ -60,7 +60,7 @@ class Draft:
     def dirty(self) -> bool:
         """Whether the published blob is not yet all of the content."""
         return (
-            self._running
+            not self._idle.is_set()
             or bool(self._queue)
             or self._patched
             or self._base.unpublished
@@ -70,7 +70,7 @@ class Draft:
     @property
     def busy(self) -> bool:
         """Whether a job runs or somebody works on it."""
-        return self._running or self._lock.locked()
+        return not self._idle.is_set() or self._lock.locked()
 
     @property
     def _patched(self) -> bool:
@@ -116,18 +116,17 @@ class Draft:
         """Take *data* without a checkpoint if it simply continues a stream; else say False."""
         if offset != self.size or self._lock.locked() or not self._in_order:
             return False
-        if self._stream is None:
+        if self._flow is None:
             if self.size:
                 return False
-            self._stream = IngestStream()
+            self._flow = Flow(self._around.feeder, IngestStream())
         self._digests = None
         self._memory.append((offset, data))
         self._queue.append(data)
         self._queued += len(data)
         self.size += len(data)
         self._around.held(len(data))
-        if self._queued >= BATCH and not self._running:
-            self._feed(final=False)
+        self._feed_on()
         return True
 
     async def write(self, offset: int, data: bytes) -> None:
@@ -137,7 +136,7 @@ class Draft:
         async with self._lock:
             if offset == self.size and self._in_order:
                 # An empty file has nothing to continue: append_now() takes it.
-                if self._stream is None and self.size:
+                if self._flow is None and self.size:
                     await self._begin_appending()
             else:
                 await self._begin_patching()
@@ -158,11 +157,11 @@ class Draft:
             start = self.size
         tail = await self._base.read(start, self.size)
         head = await self._base.read(0, min(64, self.size))
-        self._stream = IngestStream(head, tail)
+        self._flow = Flow(self._around.feeder, IngestStream(head, tail))
 
     async def _begin_patching(self) -> None:
         await self._drain()
-        self._stream = None
+        self._flow = None
         self._digests = None
         if self._spool is None:
             self._spool = self._around.new_spool(self.ino)
@@ -173,8 +172,8 @@ class Draft:
             return
         async with self._lock:
             if size == 0:
-                self._around.hurry()
-                await self._idle.wait()
+                self._take(self._queued)
+                await self._until_idle()
                 self._forget_memory()
                 if self._spool is not None:
                     self._spool.reset()
@@ -184,7 +183,7 @@ class Draft:
                 assert self._spool is not None
                 self._spool.cut(size)
                 self._base.covered = min(self._base.covered, size)
-            self._stream = None
+            self._flow = None
             self._digests = None
             self.size = size
 
@@ -209,7 +208,7 @@ class Draft:
 
         *done* is called on the event loop when it is over, well or not (see *error*).
         """
-        if self._running or self._lock.locked() or not self._in_order or not self._memory:
+        if self.busy or not self._in_order or not self._memory or self._queued >= BATCH:
             return False
         self._feed(final=True, done=done)
         return True
@@ -224,52 +223,70 @@ class Draft:
 
     async def _drain(self) -> None:
         """Bring what waits in memory into base."""
-        while True:
-            self._around.hurry()
-            await self._idle.wait()
-            if not self._memory:
-                return
-            self._feed(final=True)
-            self._around.hurry()
-            await self._idle.wait()
+        await self._until_idle()
+        while self._memory:
+            if self._queued >= BATCH:
+                self._feed_on()
+            else:
+                self._feed(final=True)
+            await self._until_idle()
             if self.error is not None:
                 raise self.error
+
+    async def _until_idle(self) -> None:
+        self._around.feeder.flush()
+        await self._idle.wait()
+
+    def _feed_on(self) -> None:
+        while self._queued >= BATCH and self._flow is not None and not self._flow.full:
+            if self._broken is not None:
+                return
+            self._feed(final=False)
+
+    def _take(self, most: int) -> list[bytes]:
+        """What waits longest: about *most* bytes, or all."""
+        buffers = []
+        taken = 0
+        while taken < most:
+            buffers.append(self._queue.popleft())
+            taken += len(buffers[-1])
+        self._queued -= taken
+        return buffers
 
     def _feed(self, *, final: bool, done: Callable[[], None] | None = None) -> None:
         if self._broken is not None:
             raise self._broken
-        assert self._stream is not None
-        stream, buffers = self._stream, self._queue
-        self._queue, self._queued = [], 0
-        self._running = True
-        self._idle = trio.Event()
+        assert self._flow is not None
+        flow, buffers = self._flow, self._take(self._queued if final else BATCH)
+        if self._idle.is_set():
+            self._idle = trio.Event()
 
         def fed(result: Fed | None, error: Exception | None) -> None:
-            self._running = False
             if result is None:
                 # Nothing has changed in the stream: the same bytes are fed again later.
-                self._queue[:0] = buffers
+                self._queue.extendleft(reversed(buffers))
                 self._queued += sum(map(len, buffers))
                 self.error = _foreseen(error)
+            elif self._broken is not None:
+                self._base.unpin(result.parts)
             else:
                 self.error = None
                 try:
                     self._apply(result)
-                    if final and stream.whole and result.digests is None:
-                        self._await_digests(stream)
+                    if final and flow.stream.whole and result.digests is None:
+                        self._await_digests(flow.stream)
                 except Exception as defect:
                     # The stream has gone on without its parts: what follows would be put in
                     # the wrong place, so nothing follows.
                     self._broken = _foreseen(defect)
                     self.error = self._broken
-                if self._queued >= BATCH and not self._lock.locked() and not self._broken:
-                    self._feed(final=False)
-            if not self._running:
+                self._feed_on()
+            if flow.idle:
                 self._idle.set()
             if done is not None:
                 done()
 
-        self._around.feed(stream, buffers, final, fed)
+        flow.feed(buffers, final, fed)
 
     def _await_digests(self, stream: IngestStream) -> None:
         position = stream.position
@@ -277,11 +294,12 @@ class Draft:
 
         def arrived(digests: Digests | None, _error: Exception | None) -> None:
             self.awaits_digests = False
-            if stream is self._stream and stream.position == position == self.size:
+            same = self._flow is not None and self._flow.stream is stream
+            if same and stream.position == position == self.size:
                 self._digests = digests
             self._around.digests_arrived(self.ino)
 
-        self._around.digests_later(stream, arrived)
+        self._around.feeder.digests_later(stream, arrived)
 
     def _apply(self, fed: Fed) -> None:
         base = self._base

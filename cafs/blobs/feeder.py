@@ -7,10 +7,12 @@ until somebody waits for it; the periodic commit is the last who does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cafs.blobs.blobs import Digests
-from cafs.blobs.ingest import Fed, Ingest, IngestStream, feed_all, join
+from cafs.blobs.ingest import Ingest
+from cafs.blobs.stream import Batch, Fed, IngestStream, feed_all
+from cafs.types import ChunkNo
 from cafs.workers import Workers
 
 SMALL = 64 << 10
@@ -34,37 +36,26 @@ class Feeder:
         self._workers = workers
         self._aside = aside
         self._lag = 0
-        self._waiting: list[tuple[IngestStream, list[bytes], bool]] = []
+        self._waiting: list[Batch] = []
         self._waiters: list[Done] = []
         self._bytes = 0
 
-    def feed(self, stream: IngestStream, buffers: list[bytes], final: bool, done: Done) -> None:
-        """Feed a stream in a worker; small ones may wait until flush() or until a batch is full."""
-        size = sum(map(len, buffers))
-        if size > SMALL or stream.aside:
-            self._feed_large(stream, buffers, size, final, done)
+    def feed(self, batch: Batch, done: Done) -> None:
+        """Cut and store a batch in a worker; small ones may wait until flush() or for others."""
+        if batch.size > SMALL or batch.stream.aside:
+            # Nobody has to wait for the name of the whole.
+            self._hash_aside(batch)
+            self._submit([batch], [done])
             return
-        self._waiting.append((stream, buffers, final))
+        self._waiting.append(batch)
         self._waiters.append(done)
-        self._bytes += size
+        self._bytes += batch.size
         if len(self._waiting) >= BATCH_COUNT or self._bytes >= BATCH_BYTES:
             self.flush()
 
-    def _feed_large(
-        self, stream: IngestStream, buffers: list[bytes], size: int, final: bool, done: Done
-    ) -> None:
-        """Cut in a worker, and hash the whole aside: nobody has to wait for a name."""
-        self._hash_aside(stream, buffers, size)
-
-        def feed() -> Fed:
-            given = stream.slice(join(buffers), final)
-            return stream.advance(given, size, self._ingest.cut([given])[0], None)
-
-        def fed(result: Fed | None, error: Exception | None) -> None:
-            self._write_back()
-            done(result, error)
-
-        self._workers.submit(feed, fed)
+    def unpin(self, numbers: Sequence[ChunkNo]) -> None:
+        """Let go of chunks that a batch has stored and nobody will use."""
+        self._ingest.chunks.unpin(numbers)
 
     def _write_back(self) -> None:
         if self._writing_back or not self._ingest.chunks.much_unsynced:
@@ -76,21 +67,21 @@ class Feeder:
 
         self._syncer.submit(self._ingest.chunks.write_back, written)
 
-    def _hash_aside(self, stream: IngestStream, buffers: list[bytes], size: int) -> None:
+    def _hash_aside(self, batch: Batch) -> None:
+        stream = batch.stream
         if not stream.whole:
             return
-        if self._lag + size > LAG_MAX:
+        if self._lag + batch.size > LAG_MAX:
             # The disk is faster than SHA-256: read it back for that when there is time.
             stream.whole = False
             return
         stream.aside = True
-        self._lag += size
-        start = stream.position
+        self._lag += batch.size
 
         def hashed(_result: None, _error: Exception | None) -> None:
-            self._lag -= size
+            self._lag -= batch.size
 
-        self._aside.submit(lambda: stream.hash(buffers, start), hashed)
+        self._aside.submit(lambda: stream.hash(batch.buffers, batch.start), hashed)
 
     def digests_later(
         self, stream: IngestStream, done: Callable[[Digests | None, Exception | None], None]
@@ -101,15 +92,14 @@ class Feeder:
     def flush(self) -> None:
         """Let nothing wait any longer."""
         if self._waiting:
-            feeds, waiters = self._waiting, self._waiters
+            batches, waiters = self._waiting, self._waiters
             self._waiting, self._waiters, self._bytes = [], [], 0
-            self._submit(feeds, waiters)
+            self._submit(batches, waiters)
 
-    def _submit(
-        self, feeds: list[tuple[IngestStream, list[bytes], bool]], waiters: list[Done]
-    ) -> None:
+    def _submit(self, batches: list[Batch], waiters: list[Done]) -> None:
         def finished(results: list[Fed] | None, error: Exception | None) -> None:
+            self._write_back()
             for position, done in enumerate(waiters):
                 done(results[position] if results is not None else None, error)
 
-        self._workers.submit(lambda: feed_all(self._ingest, feeds), finished)
+        self._workers.submit(lambda: feed_all(self._ingest, batches), finished)

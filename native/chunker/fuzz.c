@@ -2,16 +2,16 @@
  *
  * The first bytes choose parameters and piece sizes, the rest is the content.  Built with
  * libFuzzer:
- *   clang -g -O1 -fsanitize=fuzzer,address,undefined fuzz.c split.c zip_marks.c sha256.c
- *         sha256_lanes.c -lcrypto
+ *   clang -g -O1 -fsanitize=fuzzer,address,undefined fuzz.c cut.c split.c
+ *         zip_marks.c sha256.c sha256_lanes.c -lcrypto
  * or with fuzz_main.c, which brings its own inputs, by any compiler.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "cut.h"
 #include "sha256.h"
-#include "split.h"
 
 enum { CHOICES = 4, MAX_ENDS = 1 << 16 };
 
@@ -46,46 +46,51 @@ static uint8_t *exact_copy(const uint8_t *data, size_t size)
     return copy;
 }
 
-/* Appends the certain ends of data[start..size) to ends; returns how many there are. */
-static size_t collect(const struct split_params *params, const uint8_t *data, size_t start,
-                      size_t size, bool final, size_t *ends, size_t count)
+/* The ends of all slices of the content; returns how many there are. */
+static size_t collect(const struct split_params *params, const uint8_t *data, size_t size,
+                      size_t *ends)
 {
     struct split_walk walk;
-    uint8_t *copy = exact_copy(data + start, size - start);
-    size_t at = 0;
+    uint8_t *copy = exact_copy(data, size);
+    size_t at = 0, count = 0;
 
-    split_begin(&walk, params, copy, size - start, final);
-    while (at < size - start) {
+    split_begin(&walk, params, copy, size, true);
+    while (at < size) {
         const size_t end = split_next(&walk, at);
-        if (end == at) {
-            REQUIRE(!final);
-            REQUIRE(size - start - at < params->max_size + 30);
-            break;
-        }
-        REQUIRE(end > at && end <= size - start && end - at <= params->max_size);
-        REQUIRE(params->zip_members || end - at >= params->min_size || end == size - start);
+        REQUIRE(end > at && end <= size && end - at <= params->max_size);
+        REQUIRE(params->zip_members || end - at >= params->min_size || end == size);
         REQUIRE(count < MAX_ENDS);
-        ends[count++] = start + end;
+        ends[count++] = end;
         at = end;
     }
     free(copy);
     return count;
 }
 
+/* The same bytes in pieces: what is left behind by one cut comes before the next piece. */
 static void check_pieces(const struct split_params *params, const uint8_t *choices,
                          const uint8_t *data, size_t size, const size_t *whole, size_t count)
 {
-    static size_t ends[MAX_ENDS];
     size_t found = 0, start = 0, arrived = 0, piece = 0;
 
     while (arrived < size) {
         const size_t step = 1 + (size_t)choices[1 + piece++ % (CHOICES - 1)] * 37;
-        arrived = size - arrived < step ? size : arrived + step;
-        found = collect(params, data, start, arrived, arrived == size, ends, found);
-        start = found != 0 ? ends[found - 1] : 0;
+        const size_t next = size - arrived < step ? size : arrived + step;
+        uint8_t *left = exact_copy(data + start, arrived - start);
+        uint8_t *fresh = exact_copy(data + arrived, next - arrived);
+        struct ends ends = {NULL, 0, 0};
+        REQUIRE(cut_find(&ends, params, (struct bytes){left, arrived - start},
+                         (struct bytes){fresh, next - arrived}, next == size));
+        for (size_t i = 0; i < ends.count; i++)
+            REQUIRE(found < count && start + ends.at[i] == whole[found++]);
+        start += ends.count != 0 ? ends.at[ends.count - 1] : 0;
+        arrived = next;
+        REQUIRE(arrived - start < params->max_size + SPLIT_UNDECIDED_MAX);
+        free(ends.at);
+        free(fresh);
+        free(left);
     }
     REQUIRE(found == count);
-    REQUIRE(found == 0 || memcmp(ends, whole, count * sizeof *ends) == 0);
 }
 
 static void check_digests(const uint8_t *data, size_t size, const size_t *ends, size_t count)
@@ -93,15 +98,22 @@ static void check_digests(const uint8_t *data, size_t size, const size_t *ends, 
     uint8_t *copy = exact_copy(data, size);
     uint8_t *expected = malloc(count * SHA256_SIZE + 1);
     uint8_t *found = malloc(count * SHA256_SIZE + 1);
+    struct bytes *slices = malloc((count + 1) * sizeof *slices);
+    size_t start = 0;
 
-    REQUIRE(expected != NULL && found != NULL);
-    REQUIRE(sha256_slices(SHA256_OPENSSL, copy, ends, count, expected));
+    REQUIRE(expected != NULL && found != NULL && slices != NULL);
+    for (size_t i = 0; i < count; i++) {
+        slices[i] = (struct bytes){copy + start, ends[i] - start};
+        start = ends[i];
+    }
+    REQUIRE(sha256_each(SHA256_OPENSSL, slices, count, expected));
     for (enum sha256_kernel kernel = SHA256_AUTO; kernel < SHA256_KERNELS; kernel++) {
         if (!sha256_can(kernel))
             continue;
-        REQUIRE(sha256_slices(kernel, copy, ends, count, found));
+        REQUIRE(sha256_each(kernel, slices, count, found));
         REQUIRE(memcmp(expected, found, count * SHA256_SIZE) == 0);
     }
+    free(slices);
     free(found);
     free(expected);
     free(copy);
@@ -118,7 +130,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     size -= CHOICES;
     REQUIRE(split_params_fault(&params) == NULL);
 
-    const size_t count = collect(&params, data, 0, size, true, ends, 0);
+    const size_t count = collect(&params, data, size, ends);
     REQUIRE(size == 0 ? count == 0 : ends[count - 1] == size);
     check_pieces(&params, input, data, size, ends, count);
     check_digests(data, size, ends, count);

@@ -1,55 +1,14 @@
-/* The Python face of split.h and sha256.h: cafs._chunker.
+/* The Python face of cut.h and sha256.h: cafs._chunker.
  *
  * Owns argument checking and memory; the kernels run with the GIL released, once per call.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "cut.h"
 #include "sha256.h"
-#include "split.h"
 
 static const Py_ssize_t MAX_DATA_SIZE = (Py_ssize_t)1 << 31;
-
-/* A growing array of ends; usable without the GIL. */
-struct ends {
-    size_t *at;
-    size_t count;
-    size_t room;
-};
-
-static bool ends_append(struct ends *ends, size_t end)
-{
-    if (ends->count == ends->room) {
-        const size_t room = ends->room == 0 ? 256 : ends->room * 2;
-        size_t *grown = PyMem_RawRealloc(ends->at, room * sizeof *grown);
-        if (grown == NULL)
-            return false;
-        ends->at = grown;
-        ends->room = room;
-    }
-    ends->at[ends->count++] = end;
-    return true;
-}
-
-/* All ends that are certain; false if memory ran out. */
-static bool find_ends(const struct split_params *params, const Py_buffer *data, bool final,
-                      struct ends *ends)
-{
-    struct split_walk walk;
-    const size_t size = (size_t)data->len;
-    size_t start = 0;
-
-    split_begin(&walk, params, data->buf, size, final);
-    while (start < size) {
-        const size_t end = split_next(&walk, start);
-        if (end == start)
-            break;
-        if (!ends_append(ends, end))
-            return false;
-        start = end;
-    }
-    return true;
-}
 
 static PyObject *list_of_ends(const struct ends *ends)
 {
@@ -73,52 +32,41 @@ static bool data_fits(const Py_buffer *data)
     return false;
 }
 
-/* (ends, digests) of `data`; with `hashed` false the digests are empty. */
-static PyObject *split_and_hash(const struct split_params *params, const Py_buffer *data,
-                                bool final, bool hashed)
+static struct bytes bytes_of(const Py_buffer *buffer)
+{
+    static const uint8_t nothing;
+
+    /* An empty buffer need not have an address. */
+    return (struct bytes){buffer->buf != NULL ? buffer->buf : &nothing, (size_t)buffer->len};
+}
+
+static PyObject *find_ends(const struct split_params *params, const Py_buffer *left,
+                           const Py_buffer *data, bool final)
 {
     struct ends ends = {NULL, 0, 0};
-    uint8_t *digests = NULL;
-    bool memory = false;
-    bool good = false;
     PyObject *result = NULL;
+    bool memory;
 
     Py_BEGIN_ALLOW_THREADS
-    memory = find_ends(params, data, final, &ends);
-    if (memory && hashed) {
-        digests = PyMem_RawMalloc(ends.count * SHA256_SIZE);
-        memory = digests != NULL;
-    }
-    good = memory && (!hashed || sha256_slices(SHA256_AUTO, data->buf, ends.at, ends.count,
-                                               digests));
+    memory = cut_find(&ends, params, bytes_of(left), bytes_of(data), final);
     Py_END_ALLOW_THREADS
 
-    if (good) {
-        const Py_ssize_t size = hashed ? (Py_ssize_t)(ends.count * SHA256_SIZE) : 0;
-        PyObject *list = list_of_ends(&ends);
-        if (list != NULL)
-            result = Py_BuildValue("(Ny#)", list, hashed ? (const char *)digests : "", size);
-    } else if (!memory) {
-        PyErr_NoMemory();
-    } else {
-        PyErr_SetString(PyExc_RuntimeError, "SHA-256 failed");
-    }
-    PyMem_RawFree(digests);
-    PyMem_RawFree(ends.at);
+    result = memory ? list_of_ends(&ends) : PyErr_NoMemory();
+    free(ends.at);
     return result;
 }
 
 static PyObject *chunker_split(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"data", "min_size", "avg_size", "max_size", "final",
-                            "zip_members", "hashed", NULL};
-    Py_buffer data;
+                            "zip_members", "left", NULL};
+    Py_buffer data, left = {.buf = NULL};
     Py_ssize_t min_size, avg_size, max_size;
-    int final, zip_members, hashed = 1;
+    int final, zip_members;
     PyObject *result = NULL;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*nnnpp|$p:split", names, &data, &min_size,
-                                     &avg_size, &max_size, &final, &zip_members, &hashed))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*nnnpp|$y*:split", names, &data, &min_size,
+                                     &avg_size, &max_size, &final, &zip_members, &left))
         return NULL;
     /* A negative size becomes a huge one, which is out of bounds too. */
     const struct split_params params = {(size_t)min_size, (size_t)avg_size, (size_t)max_size,
@@ -126,34 +74,11 @@ static PyObject *chunker_split(PyObject *Py_UNUSED(module), PyObject *args, PyOb
     const char *fault = split_params_fault(&params);
     if (fault != NULL)
         PyErr_SetString(PyExc_ValueError, fault);
-    else if (data_fits(&data))
-        result = split_and_hash(&params, &data, final != 0, hashed != 0);
+    else if (data_fits(&data) && data_fits(&left))
+        result = find_ends(&params, &left, &data, final != 0);
+    PyBuffer_Release(&left);
     PyBuffer_Release(&data);
     return result;
-}
-
-/* Reads a Python sequence of ascending ends within `size` into `ends`. */
-static bool parse_ends(PyObject *sequence, Py_ssize_t size, struct ends *ends)
-{
-    Py_ssize_t before = 0;
-    PyObject *fast = PySequence_Fast(sequence, "ends must be a sequence");
-    bool good = fast != NULL;
-
-    for (Py_ssize_t i = 0; good && i < PySequence_Fast_GET_SIZE(fast); i++) {
-        const Py_ssize_t end = PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(fast, i));
-        if (end == -1 && PyErr_Occurred() != NULL) {
-            good = false;
-        } else if (end < before || end > size) {
-            PyErr_SetString(PyExc_ValueError, "ends must ascend and lie within data");
-            good = false;
-        } else if (!ends_append(ends, (size_t)end)) {
-            PyErr_NoMemory();
-            good = false;
-        }
-        before = end;
-    }
-    Py_XDECREF(fast);
-    return good;
 }
 
 static const char *const KERNEL_NAMES[SHA256_KERNELS] = {"auto", "openssl", "avx2", "avx512"};
@@ -170,34 +95,61 @@ static enum sha256_kernel parse_kernel(const char *name)
     return SHA256_KERNELS;
 }
 
-static PyObject *chunker_sha256_many(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+/* The digests, joined, of `count` buffers. */
+static PyObject *digests_of(enum sha256_kernel kernel, const struct bytes *bytes, size_t count)
 {
-    static char *names[] = {"data", "ends", "kernel", NULL};
-    Py_buffer data;
-    PyObject *sequence;
+    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * SHA256_SIZE));
+    bool good;
+
+    if (result == NULL)
+        return NULL;
+    uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
+    Py_BEGIN_ALLOW_THREADS
+    good = sha256_each(kernel, bytes, count, out);
+    Py_END_ALLOW_THREADS
+    if (!good) {
+        Py_CLEAR(result);
+        PyErr_SetString(PyExc_RuntimeError, "SHA-256 failed");
+    }
+    return result;
+}
+
+static PyObject *chunker_sha256_each(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"buffers", "kernel", NULL};
+    PyObject *sequence, *fast;
     const char *kernel_name = KERNEL_NAMES[SHA256_AUTO];
     PyObject *result = NULL;
-    struct ends ends = {NULL, 0, 0};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O|$s:sha256_many", names, &data, &sequence,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$s:sha256_each", names, &sequence,
                                      &kernel_name))
         return NULL;
     const enum sha256_kernel kernel = parse_kernel(kernel_name);
-    if (kernel != SHA256_KERNELS && data_fits(&data) && parse_ends(sequence, data.len, &ends))
-        result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(ends.count * SHA256_SIZE));
-    if (result != NULL) {
-        bool good;
-        uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
-        Py_BEGIN_ALLOW_THREADS
-        good = sha256_slices(kernel, data.buf, ends.at, ends.count, out);
-        Py_END_ALLOW_THREADS
-        if (!good) {
-            Py_CLEAR(result);
-            PyErr_SetString(PyExc_RuntimeError, "SHA-256 failed");
+    if (kernel == SHA256_KERNELS)
+        return NULL;
+    fast = PySequence_Fast(sequence, "buffers must be a sequence");
+    if (fast == NULL)
+        return NULL;
+    const size_t count = (size_t)PySequence_Fast_GET_SIZE(fast);
+    Py_buffer *buffers = PyMem_Calloc(count + 1, sizeof *buffers);
+    struct bytes *bytes = PyMem_Calloc(count + 1, sizeof *bytes);
+    size_t taken = 0;
+    if (buffers == NULL || bytes == NULL) {
+        PyErr_NoMemory();
+    } else {
+        while (taken < count && PyObject_GetBuffer(PySequence_Fast_GET_ITEM(fast, taken),
+                                                   &buffers[taken], PyBUF_SIMPLE) == 0) {
+            bytes[taken] = bytes_of(&buffers[taken]);
+            taken++;
         }
+        if (taken == count)
+            result = digests_of(kernel, bytes, count);
     }
-    PyMem_RawFree(ends.at);
-    PyBuffer_Release(&data);
+    while (taken > 0)
+        PyBuffer_Release(&buffers[--taken]);
+    PyMem_Free(bytes);
+    PyMem_Free(buffers);
+    Py_DECREF(fast);
     return result;
 }
 
@@ -219,12 +171,12 @@ static PyObject *chunker_sha256_kernels(PyObject *Py_UNUSED(module), PyObject *P
 
 static PyMethodDef methods[] = {
     {"split", (PyCFunction)(void (*)(void))chunker_split, METH_VARARGS | METH_KEYWORDS,
-     "split(data, min_size, avg_size, max_size, final, zip_members, *, hashed=True)\n--\n\n"
-     "The ends of all certain slices of data, and their SHA-256 digests joined."},
-    {"sha256_many", (PyCFunction)(void (*)(void))chunker_sha256_many,
+     "split(data, min_size, avg_size, max_size, final, zip_members, *, left=b'')\n--\n\n"
+     "The ends of all certain slices of left and data."},
+    {"sha256_each", (PyCFunction)(void (*)(void))chunker_sha256_each,
      METH_VARARGS | METH_KEYWORDS,
-     "sha256_many(data, ends, *, kernel='auto')\n--\n\n"
-     "The SHA-256 digests, joined, of the slices of data that end at ends."},
+     "sha256_each(buffers, *, kernel='auto')\n--\n\n"
+     "The SHA-256 digests, joined, of some buffers."},
     {"sha256_kernels", chunker_sha256_kernels, METH_NOARGS,
      "sha256_kernels()\n--\n\n"
      "The names of the SHA-256 kernels that this machine can run."},

@@ -34,43 +34,41 @@ bool sha256_can(enum sha256_kernel kernel)
 
 /* A lane is slower than OpenSSL's stream: twice with AVX-512, three times with AVX2.  So they
  * lose where one slice makes up most of the bytes. */
-static enum sha256_kernel choose(const size_t *ends, size_t count)
+static enum sha256_kernel choose(const struct bytes *slices, size_t count)
 {
     const size_t slower = preferred == SHA256_AVX512 ? 2 : 3;
-    size_t longest = 0, start = 0;
+    size_t longest = 0, total = 0;
 
     if (preferred == SHA256_OPENSSL || count <= slower)
         return SHA256_OPENSSL;
     for (size_t i = 0; i < count; i++) {
-        if (ends[i] - start > longest)
-            longest = ends[i] - start;
-        start = ends[i];
+        if (slices[i].size > longest)
+            longest = slices[i].size;
+        total += slices[i].size;
     }
-    return longest * slower < start ? preferred : SHA256_OPENSSL;
+    return longest * slower < total ? preferred : SHA256_OPENSSL;
 }
 
-static bool by_openssl(const uint8_t *data, const size_t *ends, size_t count, uint8_t *out)
+static bool by_openssl(const struct bytes *slices, size_t count, uint8_t *out)
 {
     EVP_MD_CTX *context = EVP_MD_CTX_new();
     bool good = context != NULL;
-    size_t start = 0;
 
     for (size_t i = 0; good && i < count; i++) {
         good = EVP_DigestInit_ex2(context, algorithm, NULL) == 1 &&
-               EVP_DigestUpdate(context, data + start, ends[i] - start) == 1 &&
+               EVP_DigestUpdate(context, slices[i].at, slices[i].size) == 1 &&
                EVP_DigestFinal_ex(context, out + i * SHA256_SIZE, NULL) == 1;
-        start = ends[i];
     }
     EVP_MD_CTX_free(context);
     return good;
 }
 
-bool sha256_slices(enum sha256_kernel kernel, const uint8_t *data, const size_t *ends,
-                     size_t count, uint8_t *out)
+bool sha256_each(enum sha256_kernel kernel, const struct bytes *slices, size_t count,
+                   uint8_t *out)
 {
     if (kernel == SHA256_AUTO)
-        kernel = choose(ends, count);
+        kernel = choose(slices, count);
     if (kernel == SHA256_OPENSSL)
-        return by_openssl(data, ends, count, out);
-    return sha256_lanes_slices(kernel, data, ends, count, out);
+        return by_openssl(slices, count, out);
+    return sha256_lanes_each(kernel, slices, count, out);
 }

@@ -1,10 +1,12 @@
-/* SHA-256 of the slices of one buffer, by the fastest means that the processor has. */
+/* SHA-256 of many slices, by the fastest means that the processor has. */
 #ifndef CAFS_SHA256_H
 #define CAFS_SHA256_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "bytes.h"
 
 enum { SHA256_SIZE = 32 };
 
@@ -23,10 +25,9 @@ bool sha256_setup(void);
 /* Whether this machine can run the kernel. */
 bool sha256_can(enum sha256_kernel kernel);
 
-/* Digests of data[0..ends[0]), data[ends[0]..ends[1]) ... to out[count * SHA256_SIZE].
- * The ends ascend; equal ones make an empty slice.  The kernel must be one that can run.
- * Thread-safe.  False if memory ran out; out is undefined then. */
-bool sha256_slices(enum sha256_kernel kernel, const uint8_t *data, const size_t *ends,
-                     size_t count, uint8_t *out);
+/* Digests of the slices, in their order, to out[count * SHA256_SIZE].  The kernel must be one
+ * that can run.  Thread-safe.  False if memory ran out; out is undefined then. */
+bool sha256_each(enum sha256_kernel kernel, const struct bytes *slices, size_t count,
+                   uint8_t *out);
 
 #endif

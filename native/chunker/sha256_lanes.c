@@ -46,34 +46,36 @@ struct lane {
     const uint8_t *at;
     size_t blocks;      /* left at `at` */
     size_t tail_blocks; /* left in `tail`, 0 once `at` points there */
-    size_t slice;
+    size_t place;
     uint8_t tail[2 * BLOCK];
 };
 
-/* A slice, so that the longest can be taken first: else one long slice taken last would
- * leave seven lanes idle. */
+/* A slice and its place.  The longest are taken first: one long slice taken last would leave
+ * seven lanes idle. */
 struct job {
-    size_t start, size, slice;
+    struct bytes slice;
+    size_t place;
 };
 
 static int longest_first(const void *a, const void *b)
 {
-    const size_t size_a = ((const struct job *)a)->size, size_b = ((const struct job *)b)->size;
+    const size_t size_a = ((const struct job *)a)->slice.size;
+    const size_t size_b = ((const struct job *)b)->slice.size;
     return (size_a < size_b) - (size_a > size_b);
 }
 
-static void lane_begin(struct lane *lane, words state[8], size_t index, const uint8_t *data,
-                       const struct job *job)
+static void lane_begin(struct lane *lane, words state[8], size_t index, const struct job *job)
 {
-    const size_t rest = job->size % BLOCK;
-    const uint64_t bits = (uint64_t)job->size * 8;
+    const size_t size = job->slice.size;
+    const size_t rest = size % BLOCK;
+    const uint64_t bits = (uint64_t)size * 8;
 
-    lane->at = data + job->start;
-    lane->blocks = job->size / BLOCK;
+    lane->at = job->slice.at;
+    lane->blocks = size / BLOCK;
     lane->tail_blocks = rest + 9 > BLOCK ? 2 : 1; /* one bit and eight bytes of length */
-    lane->slice = job->slice;
+    lane->place = job->place;
     memset(lane->tail, 0, sizeof lane->tail);
-    memcpy(lane->tail, lane->at + job->size - rest, rest);
+    memcpy(lane->tail, lane->at + size - rest, rest);
     lane->tail[rest] = 0x80;
     for (size_t i = 0; i < 8; i++) {
         lane->tail[lane->tail_blocks * BLOCK - 1 - i] = (uint8_t)(bits >> 8 * i);
@@ -99,8 +101,8 @@ static void lane_turn(struct lane *lane)
     }
 }
 
-static void run_jobs(enum sha256_kernel kernel, const uint8_t *data, const struct job *jobs,
-                     size_t count, uint8_t *out)
+static void run_jobs(enum sha256_kernel kernel, const struct job *jobs, size_t count,
+                     uint8_t *out)
 {
     words state[8];
     struct lane lanes[LANES];
@@ -110,7 +112,7 @@ static void run_jobs(enum sha256_kernel kernel, const uint8_t *data, const struc
     memset(state, 0, sizeof state);
     memset(lanes, 0, sizeof lanes);
     for (size_t i = 0; i < LANES && taken < count; i++)
-        lane_begin(&lanes[i], state, i, data, &jobs[taken++]);
+        lane_begin(&lanes[i], state, i, &jobs[taken++]);
     for (;;) {
         size_t step = SIZE_MAX;
         const uint8_t *readable = NULL;
@@ -137,27 +139,24 @@ static void run_jobs(enum sha256_kernel kernel, const uint8_t *data, const struc
             lane->blocks -= step;
             if (lane->blocks != 0 || lane->tail_blocks != 0)
                 continue;
-            lane_digest(state, i, out + lane->slice * SHA256_SIZE);
+            lane_digest(state, i, out + lane->place * SHA256_SIZE);
             if (taken < count)
-                lane_begin(lane, state, i, data, &jobs[taken++]);
+                lane_begin(lane, state, i, &jobs[taken++]);
         }
     }
 }
 
-bool sha256_lanes_slices(enum sha256_kernel kernel, const uint8_t *data, const size_t *ends,
-                           size_t count, uint8_t *out)
+bool sha256_lanes_each(enum sha256_kernel kernel, const struct bytes *slices, size_t count,
+                         uint8_t *out)
 {
     struct job *jobs = malloc((count != 0 ? count : 1) * sizeof *jobs);
-    size_t start = 0;
 
     if (jobs == NULL)
         return false;
-    for (size_t i = 0; i < count; i++) {
-        jobs[i] = (struct job){start, ends[i] - start, i};
-        start = ends[i];
-    }
+    for (size_t i = 0; i < count; i++)
+        jobs[i] = (struct job){slices[i], i};
     qsort(jobs, count, sizeof *jobs, longest_first);
-    run_jobs(kernel, data, jobs, count, out);
+    run_jobs(kernel, jobs, count, out);
     free(jobs);
     return true;
 }
@@ -189,10 +188,10 @@ bool sha256_lanes_needless(void)
     return true;
 }
 
-bool sha256_lanes_slices(enum sha256_kernel kernel, const uint8_t *data, const size_t *ends,
-                           size_t count, uint8_t *out)
+bool sha256_lanes_each(enum sha256_kernel kernel, const struct bytes *slices, size_t count,
+                         uint8_t *out)
 {
-    (void)kernel, (void)data, (void)ends, (void)count, (void)out;
+    (void)kernel, (void)slices, (void)count, (void)out;
     return false;
 }
 

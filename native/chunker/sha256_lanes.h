@@ -15,8 +15,8 @@ bool sha256_lanes_can(enum sha256_kernel kernel);
 /* Whether the processor has instructions that make one stream as fast as eight lanes. */
 bool sha256_lanes_needless(void);
 
-/* As sha256_slices, for a kernel that sha256_lanes_can. */
-bool sha256_lanes_slices(enum sha256_kernel kernel, const uint8_t *data, const size_t *ends,
-                           size_t count, uint8_t *out);
+/* As sha256_each, for a kernel that sha256_lanes_can. */
+bool sha256_lanes_each(enum sha256_kernel kernel, const struct bytes *slices, size_t count,
+                         uint8_t *out);
 
 #endif

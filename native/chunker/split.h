@@ -23,6 +23,10 @@ struct split_params {
     bool zip_members;
 };
 
+/* Where a slice ends is certain with max_size and this many bytes behind its beginning: a zip
+ * header at its very end may need them. */
+enum { SPLIT_UNDECIDED_MAX = 30 };
+
 /* What the next mark of a kind was found to be; marks are searched for once, in order. */
 struct split_mark {
     size_t at;

@@ -26,7 +26,7 @@ from cafs.blobs.chunker import (
     ChunkParams,
     _rolling_hashes,
     reference_split,
-    sha256_many,
+    sha256_each,
     split,
 )
 from cafs.errors import ConfigError
@@ -57,6 +57,10 @@ def golden_data(seed: str, size: int) -> bytes:
     return bytes(data)
 
 
+def pieces_of(data: bytes, ends: list[int]) -> list[memoryview]:
+    return [memoryview(data)[a:b] for a, b in itertools.pairwise([0, *ends])]
+
+
 def golden_cases() -> list[dict[str, Any]]:
     cases: list[dict[str, Any]] = json.loads(GOLDEN.read_text())["cases"]
     return cases
@@ -66,7 +70,8 @@ def golden_cases() -> list[dict[str, Any]]:
 def test_golden_vectors_never_change(case: dict[str, Any]) -> None:
     data = golden_data(case["seed"], case["size"])
     params = ChunkParams(case["min"], case["avg"], case["max"], case["zip_members"])
-    ends, digests = split(data, params, final=True)
+    ends = split(data, params, final=True)
+    digests = sha256_each(pieces_of(data, ends))
     assert ends[:4] == case["first_ends"]
     assert len(ends) == case["slices"]
     joined = b"".join(end.to_bytes(4, "little") for end in ends)
@@ -116,11 +121,11 @@ def split_in_pieces(data: bytes, params: ChunkParams, sizes: Iterable[int]) -> l
     rest, begin, arrived = b"", 0, 0
     bounds = [*itertools.takewhile(lambda x: x < len(data), itertools.accumulate(sizes)), len(data)]
     for bound in bounds:
-        rest += data[arrived:bound]
+        fresh = data[arrived:bound]
         arrived = bound
-        found, digests = split(rest, params, final=bound == len(data))
-        assert digests == sha256_many(rest, found)
+        found = split(fresh, params, final=bound == len(data), left=rest)
         ends += [begin + end for end in found]
+        rest += fresh
         if found:
             rest, begin = rest[found[-1] :], begin + found[-1]
         assert len(rest) < params.max_size + 30
@@ -132,37 +137,35 @@ def split_in_pieces(data: bytes, params: ChunkParams, sizes: Iterable[int]) -> l
 def test_cuts_do_not_depend_on_how_bytes_arrive(
     data: bytes, params: ChunkParams, sizes: list[int]
 ) -> None:
-    assert split_in_pieces(data, params, sizes) == split(data, params, final=True)[0]
+    assert split_in_pieces(data, params, sizes) == split(data, params, final=True)
 
 
 @given(contents)
 @settings(max_examples=20, deadline=None)
 def test_cuts_do_not_depend_on_single_bytes(data: bytes) -> None:
     data = data[-6000:]
-    assert split_in_pieces(data, SMALL, [1] * len(data)) == split(data, SMALL, final=True)[0]
+    assert split_in_pieces(data, SMALL, [1] * len(data)) == split(data, SMALL, final=True)
 
 
 @given(contents, small_params, st.integers(0, 50))
 @settings(max_examples=100, deadline=None)
 def test_any_cut_is_a_place_to_start_anew(data: bytes, params: ChunkParams, which: int) -> None:
-    ends, digests = split(data, params, final=True)
+    ends = split(data, params, final=True)
     if ends:
         which %= len(ends)
         begin = ends[which]
-        again, digests_again = split(memoryview(data)[begin:], params, final=True)
+        again = split(memoryview(data)[begin:], params, final=True)
         assert [begin + end for end in again] == ends[which + 1 :]
-        assert digests_again == digests[(which + 1) * 32 :]
 
 
 @given(contents, small_params, st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_bounds_hold(data: bytes, params: ChunkParams, final: bool) -> None:
     params = replace(params, zip_members=False)
-    ends, digests = split(data, params, final)
+    ends = split(data, params, final)
     lengths = [end - start for start, end in itertools.pairwise([0, *ends])]
     assert all(params.min_size <= length <= params.max_size for length in lengths[:-1])
     assert all(0 < length <= params.max_size for length in lengths[-1:])
-    assert len(digests) == 32 * len(ends)
     if final:
         assert [*ends[-1:]] == [len(data)] * bool(data)
 
@@ -176,14 +179,14 @@ def test_cuts_come_at_the_very_position() -> None:
     frequent = [at for at in range(9000, len(data)) if hashes[at] >> (64 - 10) == 0]
     assert len(rare) > 15
     for at in rare:
-        assert split(data[at - 1024 : at], params, final=False)[0] == [1024]
-        assert split(data[at - 1024 : at + 5000], params, final=False)[0][0] == 1024
-        assert split(data[at - 1023 : at], params, final=False)[0] == []
+        assert split(data[at - 1024 : at], params, final=False) == [1024]
+        assert split(data[at - 1024 : at + 5000], params, final=False)[0] == 1024
+        assert split(data[at - 1023 : at], params, final=False) == []
         # The oldest byte of the window counts.
         oldest = at - WINDOW
         other = next(value for value in range(256) if (GEAR[value] ^ GEAR[data[oldest]]) & 1)
         changed = data[at - 1024 : oldest] + bytes([other]) + data[oldest + 1 : at]
-        assert split(changed, params, final=False)[0] == []
+        assert split(changed, params, final=False) == []
     alone = [
         at
         for at in frequent
@@ -191,8 +194,8 @@ def test_cuts_come_at_the_very_position() -> None:
     ]
     assert len(alone) > 100
     for at in alone[:100]:
-        assert split(data[at - 4096 : at], params, final=False)[0] == [4096]
-        assert split(data[at - 4095 : at], params, final=False)[0] == []
+        assert split(data[at - 4096 : at], params, final=False) == [4096]
+        assert split(data[at - 4095 : at], params, final=False) == []
 
 
 def test_an_edit_moves_only_the_cuts_beside_it() -> None:
@@ -201,8 +204,7 @@ def test_an_edit_moves_only_the_cuts_beside_it() -> None:
     edited = data[: 3 << 20] + b"a few inserted bytes" + data[3 << 20 :]
 
     def chunks(content: bytes) -> set[bytes]:
-        _, digests = split(content, params, final=True)
-        return {digests[at : at + 32] for at in range(0, len(digests), 32)}
+        return {bytes(piece) for piece in pieces_of(content, split(content, params, final=True))}
 
     assert len(chunks(data)) > 80
     assert len(chunks(edited) - chunks(data)) <= 3
@@ -210,7 +212,7 @@ def test_an_edit_moves_only_the_cuts_beside_it() -> None:
 
 def test_sizes_are_spread_as_normalized_chunking_says() -> None:
     params = ChunkParams(min_size=1024, avg_size=4096, max_size=16_384)
-    ends, _ = split(stream("spread", 16 << 20), params, final=True)
+    ends = split(stream("spread", 16 << 20), params, final=True)
     lengths = sorted(end - start for start, end in itertools.pairwise([0, *ends]))
     count = len(lengths)
     assert 4096 < sum(lengths) / count < 4096 * 1.25
@@ -224,21 +226,12 @@ def test_sizes_are_spread_as_normalized_chunking_says() -> None:
 
 
 def test_constant_content_is_cut_at_the_maximum() -> None:
-    ends, digests = split(bytes(50_000), SMALL, final=True)
-    assert ends == [12_000, 24_000, 36_000, 48_000, 50_000]
-    assert digests[:32] == digests[32:64]
+    assert split(bytes(50_000), SMALL, final=True) == [12_000, 24_000, 36_000, 48_000, 50_000]
 
 
 def test_empty_content_has_no_slice() -> None:
-    assert split(b"", SMALL, final=True) == ([], b"")
-    assert split(b"", SMALL, final=False) == ([], b"")
-
-
-def test_digests_can_be_left_out() -> None:
-    data = stream("plain", 100_000)
-    ends, digests = _chunker.split(data, 512, 4096, 12_000, True, False, hashed=False)
-    assert ends == split(data, replace(SMALL, zip_members=False), final=True)[0]
-    assert digests == b""
+    assert split(b"", SMALL, final=True) == []
+    assert split(b"", SMALL, final=False) == []
 
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
@@ -259,7 +252,7 @@ def test_refuses_more_than_it_can_count() -> None:
         with pytest.raises(ValueError, match="2\\^31"):
             split(data, SMALL, True)
         with pytest.raises(ValueError, match="2\\^31"):
-            sha256_many(data, [1])
+            split(b"", SMALL, True, data)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +283,7 @@ def test_sizes_out_of_bounds_are_refused(params: ChunkParams, named: str) -> Non
 )
 def test_sizes_at_the_bounds_are_taken(params: ChunkParams) -> None:
     params.validate()
-    assert split(b"content", params, True)[0] == [7]
+    assert split(b"content", params, True) == [7]
 
 
 KERNELS = ["auto", *_chunker.sha256_kernels()]
@@ -301,9 +294,9 @@ def test_sha256_of_every_short_length(kernel: str) -> None:
     data = stream("digest", 300 * 301 // 2)
     ends = list(itertools.accumulate(range(301)))
     expected = [hashlib.sha256(data[a:b]).digest() for a, b in itertools.pairwise([0, *ends])]
-    assert _chunker.sha256_many(data, ends, kernel=kernel) == b"".join(expected)
+    assert _chunker.sha256_each(pieces_of(data, ends), kernel=kernel) == b"".join(expected)
     for length in range(301):
-        alone = _chunker.sha256_many(data, [length], kernel=kernel)
+        alone = _chunker.sha256_each([data[:length]], kernel=kernel)
         assert alone == hashlib.sha256(data[:length]).digest()
 
 
@@ -317,19 +310,19 @@ def test_sha256_of_many_slices(kernel: str, lengths: list[int], salt: bytes) -> 
     ends = list(itertools.accumulate(lengths))
     data = hashlib.shake_128(salt).digest(ends[-1] if ends else 0)
     expected = [hashlib.sha256(data[a:b]).digest() for a, b in itertools.pairwise([0, *ends])]
-    assert _chunker.sha256_many(data, ends, kernel=kernel) == b"".join(expected)
+    assert _chunker.sha256_each(pieces_of(data, ends), kernel=kernel) == b"".join(expected)
 
 
 def test_a_kernel_that_cannot_run_is_refused() -> None:
     assert "openssl" in KERNELS
     with pytest.raises(ValueError, match="mmx"):
-        _chunker.sha256_many(b"", [], kernel="mmx")
+        _chunker.sha256_each([], kernel="mmx")
 
 
-@pytest.mark.parametrize("ends", [[3, 2], [7], [-1], [0, 2**62], [2**70]])
-def test_sha256_refuses_ends_out_of_order(ends: list[int]) -> None:
-    with pytest.raises((ValueError, OverflowError)):
-        sha256_many(b"abcdef", ends)
+@pytest.mark.parametrize("buffers", [7, ["text"], [b"one", None]])
+def test_sha256_refuses_what_is_no_sequence_of_buffers(buffers: Any) -> None:
+    with pytest.raises(TypeError):
+        sha256_each(buffers)
 
 
 def test_other_threads_run_while_it_works() -> None:

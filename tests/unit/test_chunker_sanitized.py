@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 SOURCE_DIR = Path(__file__).parents[2] / "native" / "chunker"
-SOURCES = ("fuzz_main.c", "fuzz.c", "split.c", "zip_marks.c", "sha256.c", "sha256_lanes.c")
+SOURCES = (
+    *("fuzz_main.c", "fuzz.c", "cut.c", "split.c"),
+    *("zip_marks.c", "sha256.c", "sha256_lanes.c"),
+)
 FLAGS = (
     *("-std=c11", "-g", "-O1", "-fno-omit-frame-pointer"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),

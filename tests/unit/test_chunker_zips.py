@@ -93,7 +93,7 @@ class Cut(NamedTuple):
 
 
 def cut(content: bytes, params: ChunkParams = PARAMS) -> Cut:
-    ends, _ = split(content, params, final=True)
+    ends = split(content, params, final=True)
     return Cut(content, list(itertools.pairwise([0, *ends])))
 
 
@@ -185,7 +185,7 @@ def header(**fields: int) -> bytes:
 
 def ends_after_header(head: bytes) -> list[int]:
     """The ends when *head* stands 300 bytes into content that has no cut otherwise."""
-    return split(bytes(300) + head + bytes(20_000), ChunkParams(), final=True)[0]
+    return split(bytes(300) + head + bytes(20_000), ChunkParams(), final=True)
 
 
 @pytest.mark.parametrize(
@@ -226,21 +226,21 @@ def test_implausible_headers_are_content(head: bytes) -> None:
 def test_header_that_does_not_fit_a_slice_is_content() -> None:
     params = ChunkParams(64, 4096, 4096)
     longest = bytes(100) + header(name=5, extra=4096 - 35) + bytes(9000)
-    assert split(longest, params, final=True)[0][:2] == [100, 4196]
+    assert split(longest, params, final=True)[:2] == [100, 4196]
     longer = bytes(100) + header(name=5, extra=4096 - 34) + bytes(9000)
-    assert split(longer, params, final=True)[0][0] == 4096
+    assert split(longer, params, final=True)[0] == 4096
 
 
 def test_nothing_is_said_about_a_header_that_has_not_come_whole() -> None:
     head = header(name=40)
     content = bytes(100) + head + bytes(40)
     for size in range(101, 130):
-        assert split(content[:size], PARAMS, final=False)[0] == []
-        assert split(content[:size], PARAMS, final=True)[0] == [size]
+        assert split(content[:size], PARAMS, final=False) == []
+        assert split(content[:size], PARAMS, final=True) == [size]
     for size in range(130, 170):
-        assert split(content[:size], PARAMS, final=False)[0] == [100]
-        assert split(content[:size], PARAMS, final=True)[0] == [100, size]
-    assert split(content, PARAMS, final=False)[0] == [100, 170]
+        assert split(content[:size], PARAMS, final=False) == [100]
+        assert split(content[:size], PARAMS, final=True) == [100, size]
+    assert split(content, PARAMS, final=False) == [100, 170]
 
 
 def test_a_mark_that_has_not_come_whole_holds_back_the_cut_behind_it() -> None:
@@ -249,17 +249,17 @@ def test_a_mark_that_has_not_come_whole_holds_back_the_cut_behind_it() -> None:
         for before in range(4097 - len(mark), 4096):
             content = bytes(before) + mark
             for size in range(4096, before + len(mark)):
-                assert split(content[:size], params, final=False)[0] == []
-            assert split(content, params, final=False)[0][0] == before
+                assert split(content[:size], params, final=False) == []
+            assert split(content, params, final=False)[0] == before
 
 
 def test_a_mark_at_a_cut_does_not_hold_it_back() -> None:
     params = ChunkParams(64, 4096, 4096)
     for mark in (b"P", b"PK\x03", header()[:29]):
-        assert split(bytes(4096) + mark, params, final=False)[0] == [4096]
+        assert split(bytes(4096) + mark, params, final=False) == [4096]
 
 
 def test_a_mark_at_the_very_beginning_makes_no_empty_slice() -> None:
     for mark in (b"PK\x01\x02", b"PK\x07\x08", b"PK\x03\x04"):
-        assert split(mark + bytes(50), PARAMS, final=True)[0] == [54]
-        assert split(mark, PARAMS, final=True)[0] == [4]
+        assert split(mark + bytes(50), PARAMS, final=True) == [54]
+        assert split(mark, PARAMS, final=True) == [4]
