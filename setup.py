@@ -1,28 +1,40 @@
-"""Declares the C extension; everything else about the package is in pyproject.toml."""
+"""Declares the C extensions; everything else about the package is in pyproject.toml."""
 
 from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCE_DIR = Path("native/chunker")
-SOURCES = ("module.c", "cut.c", "sha256.c", "sha256_lanes.c", "split.c", "zip_marks.c")
+NATIVE = Path("native")
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]
+
+
+def extension(name: str, directory: str, sources: tuple[str, ...], *libraries: str) -> Extension:
+    """One extension from the sources of one directory below native/."""
+    includes = [NATIVE / each for each in (directory, "common", "include")]
+    headers = [path for include in includes for path in include.glob("*.h")]
+    return Extension(
+        name,
+        sources=[str(NATIVE / directory / source) for source in sources],
+        depends=[str(path) for path in sorted(headers)],
+        include_dirs=[str(include) for include in includes],
+        libraries=list(libraries),
+        extra_compile_args=["-std=c11", "-O3", *WARNINGS],
+    )
+
 
 setup(
     ext_modules=[
-        Extension(
+        extension(
             "cafs._chunker",
-            sources=[str(SOURCE_DIR / name) for name in SOURCES],
-            depends=[str(path) for path in sorted(SOURCE_DIR.glob("*.h"))],
-            include_dirs=[str(SOURCE_DIR)],
-            libraries=["crypto"],
-            extra_compile_args=[
-                "-std=c11",
-                "-O3",
-                "-Wall",
-                "-Wextra",
-                "-Wconversion",
-                "-Wshadow",
-            ],
-        )
+            "chunker",
+            ("module.c", "cut.c", "sha256.c", "sha256_lanes.c", "split.c", "zip_marks.c"),
+            "crypto",
+        ),
+        extension(
+            "cafs._fetch",
+            "fetch",
+            ("module.c", "../common/hash.c", "../common/hash_avx2.c", "../common/unfold.c"),
+            "zstd",
+        ),
     ]
 )

@@ -119,6 +119,10 @@ class Contents:
 
     async def read(self, ino: Ino, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file, shorter at its end.  Raises ChunkDamagedError."""
+        return bytes(await self.view(ino, start, end))
+
+    async def view(self, ino: Ino, start: int, end: int) -> bytes | memoryview:
+        """As read(), without a copy where the bytes are a part of what was read."""
         draft = self._drafts.get(ino)
         if draft is not None:
             return await draft.read(start, end)

@@ -54,7 +54,7 @@ class Hasher:
         size = self._contents.tree.inodes.get(ino).size
         sha256, sha1 = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
 
-        def update(data: bytes) -> None:
+        def update(data: bytes | memoryview) -> None:
             sha256.update(data)
             sha1.update(data)
 

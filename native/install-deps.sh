@@ -8,6 +8,7 @@ packages=(
     gcc libc6-dev pkg-config           # compile the chunker and pyfuse3
     libfuse3-dev fuse3                 # pyfuse3 links libfuse3; fusermount3 mounts for ordinary users
     libssl-dev                         # SHA-256 in the chunker
+    libzstd-dev libxxhash-dev          # reading chunks: unfold, verify
     ca-certificates                    # pip
     attr acl                           # setfattr, setfacl: the tests compare with them
 )

@@ -78,7 +78,7 @@ class Base:
 
     async def read(self, start: int, end: int) -> bytes:
         """Bytes [start, end), which must be covered.  Raises ChunkDamagedError."""
-        return await self._around.reader.read(self.number, start, end)
+        return bytes(await self._around.reader.read(self.number, start, end))
 
     def forget(self) -> None:
         """Nothing of the blob counts any more: the file was truncated to nothing."""

@@ -12,7 +12,6 @@ slower without one.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
@@ -38,14 +37,6 @@ HEAD_LENGTH: Final = 32
 """Bytes of a blob that :func:`looks_compressed` wants to see."""
 
 
-class StoredForm(NamedTuple):
-    """What it takes to decode a chunk."""
-
-    codec: int
-    stored: Stored
-    raw_length: int
-
-
 class Codec(NamedTuple):
     """One way to store chunks.  A new one is one more entry in :data:`CODECS`."""
 
@@ -54,8 +45,6 @@ class Codec(NamedTuple):
     """Chunks and level to stored forms, in the same order."""
     decode: Callable[[Stored, int], bytes]
     """Stored form and raw length to raw bytes; raises ChunkDamagedError, makes no more."""
-    decode_many: Callable[[Sequence[StoredForm]], list[bytes]]
-    """As *decode*, for several that have this codec."""
 
 
 class _Contexts(threading.local):
@@ -92,10 +81,6 @@ def _raw_decode(stored: Stored, _raw_length: int) -> bytes:
     return bytes(stored)
 
 
-def _raw_decode_many(forms: Sequence[StoredForm]) -> list[bytes]:
-    return [bytes(form.stored) for form in forms]
-
-
 def _zstd_encode_many(chunks: Sequence[memoryview], level: int) -> Sequence[Stored]:
     if not chunks:
         return []
@@ -117,26 +102,9 @@ def _zstd_decode(stored: Stored, raw_length: int) -> bytes:
         raise ChunkDamagedError(f"a zstd frame of {raw_length} bytes: {error}") from error
 
 
-def _zstd_decode_many(forms: Sequence[StoredForm]) -> list[bytes]:
-    if len(forms) == 1:
-        return [_zstd_decode(forms[0].stored, forms[0].raw_length)]
-    lengths = [form.raw_length for form in forms]
-    if 0 in lengths:
-        raise ChunkDamagedError("a zstd frame is not one of 0 bytes")
-    try:
-        raws = _contexts.decompressor.multi_decompress_to_buffer(
-            [form.stored for form in forms],
-            decompressed_sizes=struct.pack(f"={len(forms)}Q", *lengths),
-            threads=0,
-        )
-    except zstandard.ZstdError as error:
-        raise ChunkDamagedError(f"zstd frames of {lengths} bytes: {error}") from error
-    return [raws[number].tobytes() for number in range(len(raws))]
-
-
 CODECS: Final[dict[int, Codec]] = {
-    RAW: Codec("raw", _raw_encode_many, _raw_decode, _raw_decode_many),
-    ZSTD: Codec("zstd", _zstd_encode_many, _zstd_decode, _zstd_decode_many),
+    RAW: Codec("raw", _raw_encode_many, _raw_decode),
+    ZSTD: Codec("zstd", _zstd_encode_many, _zstd_decode),
 }
 
 
@@ -177,27 +145,6 @@ def decode(codec: int, stored: Stored, raw_length: int) -> bytes:
     if len(raw) != raw_length:
         raise ChunkDamagedError(f"a chunk has {len(raw)} bytes instead of {raw_length}")
     return raw
-
-
-def decode_many(forms: Sequence[StoredForm]) -> list[bytes]:
-    """The raw bytes of several chunks, in order: one hand-over of the interpreter lock per codec.
-
-    Raises ChunkDamagedError as :func:`decode` does, if that is so for any of them.  Any thread.
-    """
-    raws: list[bytes] = [b""] * len(forms)
-    for number in {form.codec for form in forms}:
-        entry = CODECS.get(number)
-        if entry is None:
-            raise ChunkDamagedError(f"a chunk is stored with the unknown codec {number}")
-        positions = [place for place, form in enumerate(forms) if form.codec == number]
-        decoded = entry.decode_many([forms[place] for place in positions])
-        for place, raw in zip(positions, decoded, strict=True):
-            if len(raw) != forms[place].raw_length:
-                raise ChunkDamagedError(
-                    f"a chunk has {len(raw)} bytes instead of {forms[place].raw_length}"
-                )
-            raws[place] = raw
-    return raws
 
 
 def worth_trying(chunk: memoryview) -> bool:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
+from cafs import _fetch
 from cafs.blobs import fileheader, packrecovery, sidecar
 from cafs.blobs.descriptors import Descriptors
 from cafs.blobs.fileheader import HEADER_LENGTH, SIDECAR_MAGIC, STORE_ID_LENGTH, FileHeader
@@ -20,10 +22,13 @@ from cafs.blobs.packfile import PackFile, StoredChunk
 from cafs.blobs.packrecovery import Problem
 from cafs.blobs.sidecar import SidecarRecord
 from cafs.durable import Disk
-from cafs.errors import ChunkDamagedError, DamagedError, NotFoundError
+from cafs.errors import ChunkDamagedError, DamagedError, NotFoundError, from_os_error
 from cafs.types import Extent, PackNo
 
 __all__ = ["PACK_SIZE_MAX", "PackStore", "Problem", "StoredChunk"]
+
+StoredForm = tuple[int, int, int, int]
+"""A chunk as it lies in a pack: stored length, codec, raw length, XXH3-64 of the stored bytes."""
 
 PACK_SIZE_MAX: Final = (1 << 32) - 1
 """Bytes: offsets have 32 bits."""
@@ -214,19 +219,48 @@ class PackStore:
         Raises ChunkDamagedError when the pack is missing or ends before that, DiskError when
         it cannot be read.
         """
+        with self._reading(pack, nowait) as fd:
+            if fd is None:
+                return None
+            if nowait:
+                return self._disk.pread_nowait(fd, length, offset)
+            return self._disk.pread_exact(fd, length, offset)
+
+    def read_run(
+        self, pack: PackNo, offset: int, chunks: Sequence[StoredForm], nowait: bool, ahead: int = 0
+    ) -> bytes | None:
+        """The raw bytes of chunks that lie side by side from *offset* on, verified.
+
+        *nowait*: None instead of waiting for the disk.  The *ahead* bytes behind them are asked
+        for early.  Raises _fetch.BadChunk for the first chunk that is not what was stored,
+        ChunkDamagedError when the pack is missing, DiskError when it cannot be read.
+        """
+        with self._reading(pack, nowait) as fd:
+            if fd is None:
+                return None
+            try:
+                if ahead:
+                    behind = offset + sum(chunk[0] for chunk in chunks)
+                    os.posix_fadvise(fd, behind, ahead, os.POSIX_FADV_WILLNEED)
+                return _fetch.read_run(fd, offset, chunks, nowait)
+            except OSError as error:
+                raise from_os_error(error, f"read {self.pack_path(pack)} at {offset}") from error
+
+    @contextmanager
+    def _reading(self, pack: PackNo, nowait: bool) -> Iterator[int | None]:
+        """A descriptor within the block; with *nowait* None instead of opening the pack."""
         descriptors = self._descriptors
         entry = descriptors.borrow_if_open(pack)
         if entry is None:
             if nowait:
-                return None
+                yield None
+                return
             try:
                 entry = descriptors.borrow(pack)
             except NotFoundError as error:
                 raise ChunkDamagedError(f"pack {pack} is missing: {error}") from error
         try:
-            if nowait:
-                return self._disk.pread_nowait(entry.fd, length, offset)
-            return self._disk.pread_exact(entry.fd, length, offset)
+            yield entry.fd
         finally:
             descriptors.give_back(entry)
 

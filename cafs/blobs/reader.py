@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import xxhash
 
+from cafs import _fetch
 from cafs.blobs import codec, recipe
 from cafs.blobs.blobs import Blobs
-from cafs.blobs.codec import StoredForm
 from cafs.blobs.pack import PackStore
 from cafs.errors import ChunkDamagedError
 from cafs.types import BlobNo, ChunkNo, Extent
@@ -25,11 +24,10 @@ INLINE_MAX = 64 << 10
 """Stored bytes that may be read on the event loop when the page cache has them."""
 RUN_MAX = 4 << 20
 """Neighbouring extents are read at once up to this many bytes."""
-
-
-class _Wanted(NamedTuple):
-    number: ChunkNo
-    extent: Extent
+LARGE = 256 << 10
+"""Who asks for so many bytes goes on to others: nothing is kept for another look."""
+AHEAD = 4 << 20
+"""Bytes of a pack that are asked for early behind a large read."""
 
 
 class ChunkCache:
@@ -57,6 +55,42 @@ class ChunkCache:
             self._used -= len(self._chunks.popitem(last=False)[1])
 
 
+class _Run:
+    """Chunks that lie side by side in a pack, and what of them is wanted."""
+
+    __slots__ = ("chunks", "end", "extents", "offset", "pack", "raw", "skip", "stored", "take")
+
+    def __init__(self, extent: Extent, skip: int) -> None:
+        self.pack = extent.pack
+        self.offset = extent.offset
+        self.end = extent.offset
+        self.skip = skip
+        """Bytes of the first chunk that are not wanted."""
+        self.take = 0
+        """Bytes that are wanted."""
+        self.stored = 0
+        self.raw = 0
+        self.chunks: list[ChunkNo] = []
+        self.extents: list[Extent] = []
+
+    def followed_by(self, extent: Extent) -> bool:
+        """Whether the chunk can be read together with these."""
+        return (
+            extent.offset == self.end
+            and extent.pack == self.pack
+            and self.stored + extent.stored_length <= RUN_MAX
+        )
+
+    def add(self, number: ChunkNo, extent: Extent, take: int) -> None:
+        """One more chunk, and how many of its bytes are wanted."""
+        self.chunks.append(number)
+        self.extents.append(extent)
+        self.end += extent.stored_length
+        self.stored += extent.stored_length
+        self.raw += extent.raw_length
+        self.take += take
+
+
 class Reader:
     """Reads blobs for the event loop."""
 
@@ -73,117 +107,111 @@ class Reader:
         """Let go of the chunks that are kept."""
         self._cache = ChunkCache(self._cache_bytes)
 
-    async def read(self, number: BlobNo, start: int, end: int) -> bytes:
+    async def read(self, number: BlobNo, start: int, end: int) -> bytes | memoryview:
         """Bytes [start, end) of a blob; shorter when the blob ends before.
 
         Raises ChunkDamagedError when a chunk is not what was written.  Checkpoints only when a
         thread is needed.
         """
-        parts = list(self._blobs.parts(number, start, end))
-        have: dict[ChunkNo, bytes] = {}
-        wanted: dict[ChunkNo, _Wanted] = {}
+        large = end - start >= LARGE
+        plan: list[bytes | memoryview | _Run] = []
+        runs: list[_Run] = []
         stored = 0
-        for _, part in parts:
-            if part.kind == recipe.CHUNK:
-                chunk = ChunkNo(part.ref)
-                data = self._cache.get(chunk)
-                if data is not None:
-                    have[chunk] = data
-                elif chunk not in wanted:
-                    extent = self._blobs.chunks.extent_of(chunk)
-                    wanted[chunk] = _Wanted(chunk, extent)
-                    stored += extent.stored_length
-        if wanted:
-            fetched = None
-            runs = neighbours(list(wanted.values()))
-            if stored <= INLINE_MAX:
-                fetched = fetch(self._packs, runs, nowait=True)
-            if fetched is None:
-                fetched = await self._workers.run(lambda: fetch(self._packs, runs, nowait=False))
-            assert fetched is not None
-            have.update(fetched)
-            self.fetched += len(fetched)
-            for chunk, data in fetched.items():
-                self._cache.put(chunk, data)
-        pieces: list[bytes | memoryview] = []
-        for begin, part in parts:
+        for begin, part in self._blobs.parts(number, start, end):
             low, high = max(start - begin, 0), min(end - begin, part.length)
-            if part.kind == recipe.CHUNK:
-                data = have[ChunkNo(part.ref)]
-                pieces.append(data if high - low == len(data) else memoryview(data)[low:high])
-            else:
-                pieces.append(recipe.expand(part, low, high))
-        if len(pieces) == 1 and isinstance(pieces[0], bytes):
-            return pieces[0]
-        return b"".join(pieces)
+            if part.kind != recipe.CHUNK:
+                plan.append(recipe.expand(part, low, high))
+                continue
+            chunk = ChunkNo(part.ref)
+            data = None if large else self._cache.get(chunk)
+            if data is not None:
+                plan.append(memoryview(data)[low:high])
+                continue
+            extent = self._blobs.chunks.extent_of(chunk)
+            last = plan[-1] if plan else None
+            if not isinstance(last, _Run) or not last.followed_by(extent):
+                last = _Run(extent, low)
+                plan.append(last)
+                runs.append(last)
+            last.add(chunk, extent, high - low)
+            stored += extent.stored_length
+        if runs:
+            raws = None
+            if stored <= INLINE_MAX:
+                raws = fetch(self._packs, runs, nowait=True)
+            if raws is None:
+                ahead = AHEAD if large else 0
+                raws = await self._workers.run(lambda: fetch(self._packs, runs, ahead=ahead))
+            assert raws is not None
+            if not large:
+                self._keep(runs, raws)
+            self.fetched += sum(len(run.chunks) for run in runs)
+            found = iter(raws)
+            plan = [
+                memoryview(next(found))[each.skip : each.skip + each.take]
+                if isinstance(each, _Run)
+                else each
+                for each in plan
+            ]
+        pieces = [each for each in plan if not isinstance(each, _Run)]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-
-def neighbours(wanted: Sequence[_Wanted]) -> list[list[_Wanted]]:
-    """Group extents that follow one another in a pack, so that each group is one read."""
-    runs: list[list[_Wanted]] = []
-    end = (-1, -1)
-    length = 0
-    for item in wanted:
-        extent = item.extent
-        if (extent.pack, extent.offset) == end and length + extent.stored_length <= RUN_MAX:
-            runs[-1].append(item)
-            length += extent.stored_length
-        else:
-            runs.append([item])
-            length = extent.stored_length
-        end = (extent.pack, extent.offset + extent.stored_length)
-    return runs
+    def _keep(self, runs: Sequence[_Run], raws: Sequence[bytes]) -> None:
+        """Keep those chunks of which only a part was wanted: the rest may be wanted next."""
+        for run, raw in zip(runs, raws, strict=True):
+            if run.take == run.raw:
+                continue
+            at = 0
+            for number, extent in zip(run.chunks, run.extents, strict=True):
+                upto = at + extent.raw_length
+                if at < run.skip or upto > run.skip + run.take:
+                    self._cache.put(number, raw[at:upto])
+                at = upto
 
 
 def fetch(
-    packs: PackStore, runs: Sequence[Sequence[_Wanted]], *, nowait: bool
-) -> dict[ChunkNo, bytes] | None:
-    """Read, verify and decode runs of chunks.  Any thread.
+    packs: PackStore, runs: Sequence[_Run], *, nowait: bool = False, ahead: int = 0
+) -> list[bytes] | None:
+    """Read, verify and decode runs of chunks: the raw bytes of each.  Any thread.
 
-    With *nowait* None when something is not in the page cache.  Raises ChunkDamagedError.
+    With *nowait* None when something is not in the page cache.  The kernel is asked to begin
+    with the *ahead* bytes behind the last run.  Raises ChunkDamagedError.
     """
-    numbers: list[ChunkNo] = []
-    forms: list[StoredForm] = []
+    raws = []
     for run in runs:
-        first = run[0].extent
-        length = sum(item.extent.stored_length for item in run)
+        chunks = [
+            (extent.stored_length, extent.as_sound().codec, extent.raw_length, extent.xxh3)
+            for extent in run.extents
+        ]
         try:
-            data = packs.read_stored(first.pack, first.offset, length, nowait=nowait)
+            raw = packs.read_run(
+                run.pack, run.offset, chunks, nowait, ahead if run is runs[-1] else 0
+            )
+        except _fetch.BadChunk as error:
+            place, why = error.args
+            raise _damaged(run.chunks[place], run.extents[place], why) from error
         except ChunkDamagedError as error:
-            if len(run) == 1:
-                raise _of_chunk(run[0].number, error) from error
-            # The pack ends somewhere within, or is gone: name the chunk that it is about.
-            for item in run:
-                fetch(packs, [[item]], nowait=False)
+            error.chunk = run.chunks[0]
             raise
-        if data is None:
+        if raw is None:
             return None
-        view = memoryview(data)
-        offset = 0
-        for number, extent in run:
-            stored = view[offset : offset + extent.stored_length]
-            offset += extent.stored_length
-            check(number, extent, stored)
-            numbers.append(number)
-            forms.append(StoredForm(extent.as_sound().codec, stored, extent.raw_length))
-    return dict(zip(numbers, codec.decode_many(forms), strict=True))
+        raws.append(raw)
+    return raws
+
+
+def _damaged(number: ChunkNo, extent: Extent, why: str) -> ChunkDamagedError:
+    error = ChunkDamagedError(
+        f"chunk {number}: the {extent.stored_length} bytes at {extent.offset} of pack "
+        f"{extent.pack:08x} {why}"
+    )
+    error.chunk = number
+    return error
 
 
 def check(number: ChunkNo, extent: Extent, stored: bytes | memoryview) -> None:
     """Raise ChunkDamagedError unless the stored bytes have their checksum."""
     if xxhash.xxh3_64_intdigest(stored) != extent.xxh3:
-        error = ChunkDamagedError(
-            f"chunk {number}: the {extent.stored_length} bytes at {extent.offset} of pack "
-            f"{extent.pack:08x} do not match their checksum"
-        )
-        error.chunk = number
-        raise error
-
-
-def _of_chunk(number: ChunkNo, error: ChunkDamagedError) -> ChunkDamagedError:
-    named = ChunkDamagedError(f"chunk {number}: {error}")
-    named.chunk = number
-    return named
+        raise _damaged(number, extent, "do not match their checksum")
 
 
 def verified(number: ChunkNo, extent: Extent, stored: bytes | memoryview) -> bytes:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cafs.blobs import codec
-from cafs.blobs.codec import RAW, SAMPLE_FROM, ZSTD, StoredForm
+from cafs.blobs.codec import RAW, SAMPLE_FROM, ZSTD
 from cafs.errors import ChunkDamagedError
 
 WORDS = [b"def ", b"self", b"return ", b"(", b")", b":\n    ", b"import ", b"None", b" = ", b"x"]
@@ -51,12 +51,6 @@ def test_round_trip(chunks: list[bytes]) -> None:
     for chunk, (kind, stored) in zip(chunks, forms, strict=True):
         assert codec.decode(kind, stored, len(chunk)) == chunk
         assert kind == RAW or (len(chunk) - len(stored)) * codec.SAVING >= len(chunk)
-    many = [
-        StoredForm(kind, stored, len(chunk))
-        for chunk, (kind, stored) in zip(chunks, forms, strict=True)
-    ]
-    assert codec.decode_many(many) == chunks
-    assert codec.decode_many(many[::-1]) == chunks[::-1]
 
 
 def test_text_is_compressed_and_noise_is_not() -> None:
@@ -133,31 +127,11 @@ def test_damage(kind: int, stored: bytes, raw_length: int) -> None:
         codec.decode(kind, stored, raw_length)
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        StoredForm(ZSTD, FRAME, 4999),
-        StoredForm(ZSTD, FRAME, 5001),
-        StoredForm(ZSTD, FRAME, 0),
-        StoredForm(ZSTD, FRAME[:-1], 5000),
-        StoredForm(ZSTD, frame_with_size(bytes(1 << 20)), 5000),
-        StoredForm(RAW, b"abc", 4),
-        StoredForm(7, b"abc", 3),
-    ],
-)
-def test_damage_among_others(bad: StoredForm) -> None:
-    good = StoredForm(ZSTD, FRAME, 5000)
-    with pytest.raises(ChunkDamagedError):
-        codec.decode_many([good, bad, good])
-
-
 def test_a_frame_that_would_fill_the_memory_is_refused_before_it_does() -> None:
     compressor = zstandard.ZstdCompressor().compressobj(size=1 << 40)
     bomb = compressor.compress(bytes(1 << 20)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
     with pytest.raises(ChunkDamagedError, match="not one of 65536 bytes"):
         codec.decode(ZSTD, bomb, 65536)
-    with pytest.raises(ChunkDamagedError):
-        codec.decode_many([StoredForm(ZSTD, bomb, 65536)] * 2)
 
 
 @given(st.data())
