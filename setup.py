@@ -36,5 +36,7 @@ setup(
             ("module.c", "../common/hash.c", "../common/hash_avx2.c", "../common/unfold.c"),
             "zstd",
         ),
+        extension("cafs._index", "index", ("module.c",)),
+        extension("cafs._bulk", "bulk", ("module.c",)),
     ]
 )

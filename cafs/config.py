@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cafs.errors import ConfigError
+from cafs.http_options import HttpOptions
+from cafs.serve_options import ServeOptions
 from cafs.setting import (
     Setting,
     check_values,
@@ -130,6 +132,9 @@ class MountOptions:
         _MIB, 128 * _KIB, 16 * _MIB, "How far the kernel reads ahead in the mount."
     )
     allow_other: bool = yes_no_setting(True, "Let all users in; the kernel checks permissions.")
+    pending_file: Path | None = path_setting(
+        "Tells nginx what is not committed; /dev/shm/cafs-ID.pending when not given."
+    )
     log_level: str = choice_setting(
         "info", ("debug", "info", "warning", "error"), "Which lines are logged."
     )
@@ -146,6 +151,8 @@ class Settings:
     default: Defaults = Defaults()
     store: StoreParams = StoreParams()
     mount: MountOptions = MountOptions()
+    http: HttpOptions = HttpOptions()
+    serve: ServeOptions = ServeOptions()
     explicit: frozenset[str] = frozenset()
     """Keys that the file or a flag set, as ``mount.grace``."""
     file: Path | None = None
@@ -156,6 +163,8 @@ SECTIONS: Final[Mapping[str, type[Any]]] = {
     "default": Defaults,
     "store": StoreParams,
     "mount": MountOptions,
+    "http": HttpOptions,
+    "serve": ServeOptions,
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import stat
 from collections import Counter, deque
+from collections.abc import Iterable
 from pathlib import Path
 
 import trio
@@ -75,6 +76,8 @@ class Contents:
         self._to_settle: deque[Ino] = deque()
         self.unfinished = trio.Event()
         """Set when a file without writers needs more than a job to be finished."""
+        self._waiting = trio.lowlevel.ParkingLot()
+        # Those in finished().
         self._spools = 0
 
     # -- what drafts need --------------------------------------------------------------------
@@ -162,6 +165,7 @@ class Contents:
             return False
         draft.discard()
         del self._drafts[ino]
+        self._waiting.unpark_all()
         return True
 
     # -- changing ----------------------------------------------------------------------------
@@ -170,6 +174,7 @@ class Contents:
         draft = self._drafts.get(ino)
         if draft is None:
             attr = self.tree.inodes.get(ino)
+            self.tree.inodes.moves_ahead(ino)
             draft = self._drafts[ino] = Draft(self, ino, attr.blob, attr.size)
         return draft
 
@@ -270,6 +275,15 @@ class Contents:
         draft.take_digests()
         draft.close()
         del self._drafts[ino]
+        self._waiting.unpark_all()
+
+    async def finished(self, ino: Ino) -> None:
+        """Return when nothing of a file waits to be stored any more, nor for its digests.
+
+        At once if somebody has it open for writing, because that may go on for ever.
+        """
+        while ino in self._drafts and ino not in self._writers:
+            await self._waiting.park()
 
     async def settle_unfinished(self) -> None:
         """Settle the files that unfinished was set for."""
@@ -285,6 +299,10 @@ class Contents:
                 draft.error = error
                 self._could_not_store(error)
             self._finished(ino)
+
+    def ahead(self) -> Iterable[Ino]:
+        """Inodes of which attr() and read() may show more than their records."""
+        return self._drafts.keys() | self._touched.keys()
 
     @property
     def being_written(self) -> int:

@@ -136,6 +136,10 @@ class AccessError(CafsError):
     """This user may not do that."""
 
 
+class NginxError(CafsError):
+    """nginx is missing, refuses its configuration, or ended."""
+
+
 class FsError(CafsError):
     """What POSIX has an errno for; carries its own (ENOENT, EEXIST, ENOTEMPTY ...)."""
 
@@ -157,6 +161,7 @@ _HTTP_OF_ERRNO = {
     _errno.ENAMETOOLONG: 404,
     _errno.EACCES: 403,
     _errno.EPERM: 403,
+    _errno.ELOOP: 403,
     _errno.EEXIST: 409,
     _errno.EISDIR: 409,
     _errno.ENOTEMPTY: 409,
@@ -188,6 +193,7 @@ MEANINGS: dict[type[CafsError], Meaning] = {
     DaemonError: Meaning(_errno.EIO, 503, 12, "see the daemon's log"),
     DaemonAbsentError: Meaning(_errno.EIO, 503, 12, "mount it with: cafs mount STORE MOUNTPOINT"),
     AccessError: Meaning(_errno.EACCES, 403, 13, "run as the owner of the store, or as root"),
+    NginxError: Meaning(_errno.EIO, 503, 14, "see what nginx itself says in the log"),
     FsError: Meaning(_errno.EIO, 500, 1, ""),
 }
 

@@ -35,7 +35,10 @@ class Hasher:
         """Look for work now and then, for ever."""
         while True:
             await trio.sleep(PAUSE_S)
-            await self.once()
+            try:
+                await self.once()
+            except CafsError as error:
+                log.warning("hashing stopped for now: %s", error)
 
     async def once(self) -> int:
         """Hash everything that nobody writes to; how many blobs."""
@@ -43,6 +46,10 @@ class Hasher:
         for blob, ino in self._contents.blobs.unhashed():
             done += await self._one(blob, ino)
         return done
+
+    async def now(self, blob: BlobNo, ino: Ino) -> bool:
+        """Hash this one before its turn; whether it has its digests then."""
+        return await self._one(blob, ino)
 
     def _settled(self, blob: BlobNo, ino: Ino) -> bool:
         attr = self._contents.tree.inodes.find(ino)

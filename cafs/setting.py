@@ -8,6 +8,8 @@ bounds; anything else is a :class:`ConfigError` that names the key and the bound
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from cafs.errors import ConfigError
 from cafs.units import duration_text, parse_duration, parse_size, size_text
 
-SIZE, RATE, DURATION, COUNT, BOOL, CHOICE, PATH = (
+SIZE, RATE, DURATION, COUNT, BOOL, CHOICE, PATH, NAME, NETWORKS, MODE, TREE_PATH = (
     "size",
     "rate",
     "duration",
@@ -24,7 +26,13 @@ SIZE, RATE, DURATION, COUNT, BOOL, CHOICE, PATH = (
     "yes/no",
     "choice",
     "path",
+    "name",
+    "networks",
+    "mode",
+    "tree path",
 )
+
+_NAME = re.compile(r"[A-Za-z0-9._:*\[\]-]{1,253}")
 
 Values = TypeVar("Values")
 
@@ -63,6 +71,10 @@ class Setting(NamedTuple):
             return duration_text(value)
         if self.kind == BOOL:
             return "true" if value else "false"
+        if self.kind == NETWORKS:
+            return " ".join(value)
+        if self.kind == MODE:
+            return f"{value:04o}"
         return str(value)
 
     @property
@@ -74,6 +86,12 @@ class Setting(NamedTuple):
             return "true or false"
         if self.kind == PATH:
             return "an absolute path"
+        if self.kind == NAME:
+            return "letters, digits and . _ - : *"
+        if self.kind == NETWORKS:
+            return "addresses or networks, blanks between"
+        if self.kind == TREE_PATH:
+            return "names with / between"
         return f"{self.text(self.low)} to {self.text(self.high)}"
 
 
@@ -119,6 +137,26 @@ def path_setting(help: str) -> Any:
     return _spec(PATH, None, None, None, help)
 
 
+def name_setting(default: str | None, help: str) -> Any:
+    """A host name, an address or a user's name, or None."""
+    return _spec(NAME, default, None, None, help)
+
+
+def networks_setting(default: tuple[str, ...], help: str) -> Any:
+    """Addresses and networks as ``10.0.0.0/8``; any number of them."""
+    return _spec(NETWORKS, default, None, None, help)
+
+
+def mode_setting(default: int, help: str) -> Any:
+    """Permissions in octal digits, as ``0600``."""
+    return _spec(MODE, default, 0, 0o7777, help)
+
+
+def tree_path_setting(default: str, help: str) -> Any:
+    """A path in the tree, from its root, without a slash at either end."""
+    return _spec(TREE_PATH, default, None, None, help)
+
+
 def rows_of(section: str, cls: type[Any]) -> Iterator[Setting]:
     """The table of one section, in order."""
     for item in dataclasses.fields(cls):
@@ -149,9 +187,27 @@ def check_value(row: Setting, value: Any, where: str = "") -> None:
         problem = f"must be {row.bounds}"
     elif row.kind == PATH and value is not None and not value.is_absolute():
         problem = "must be an absolute path"
+    elif row.kind == NAME and value is not None and not _NAME.fullmatch(value):
+        problem = f"may have {row.bounds} only"
+    elif row.kind == NETWORKS and not all(map(_is_network, value)):
+        problem = f"must be {row.bounds}, as 10.0.0.0/8"
+    elif row.kind == TREE_PATH and not _is_tree_path(value):
+        problem = f"must be {row.bounds}, as cc-resources/app_bits_cache"
     else:
         return
     raise ConfigError(f"{where}{row.key} = {row.text(value)} {problem}")
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_tree_path(text: str) -> bool:
+    return all(name not in ("", ".", "..") for name in text.split("/"))
 
 
 def parse_value(row: Setting, raw: object, where: str = "") -> Any:
@@ -182,6 +238,12 @@ def _convert(row: Setting, raw: object, where: str) -> Any:
         return raw
     if row.kind == PATH and isinstance(raw, str):
         return Path(raw)
+    if row.kind in (NAME, TREE_PATH) and isinstance(raw, str):
+        return raw
+    if row.kind == MODE and isinstance(raw, str) and re.fullmatch("[0-7]{3,5}", raw):
+        return int(raw, 8)
+    if row.kind == NETWORKS and isinstance(raw, str):
+        return tuple(raw.split())
     kind = {COUNT: "a whole number", BOOL: "true or false"}.get(row.kind, f"a {row.kind} in quotes")
     raise ConfigError(f"{where}{row.key} = {raw!r} must be {kind} ({row.bounds})")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,27 +27,36 @@ from cafs.blobs.packtable import PackTable
 from cafs.blobs.reader import Reader
 from cafs.blobs.sidecar import SidecarRecord
 from cafs.clock import Clock, SystemClock
-from cafs.config import MountOptions, StoreParams
+from cafs.config import MountOptions
 from cafs.contents import Contents
 from cafs.durable import Disk
-from cafs.errors import CafsError, DiskFullError, StoreBusyError, StoreExistsError, from_os_error
+from cafs.errors import (
+    CafsError,
+    DiskFullError,
+    IndexDamagedError,
+    StoreBusyError,
+    from_os_error,
+)
+from cafs.figures import figures
 from cafs.hasher import Hasher
-from cafs.index import layout, pages
+from cafs.index import fence, layout, pages
 from cafs.index.committer import Committer
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.counters import Counters
 from cafs.index.env import Environment
 from cafs.index.overlay import Layer, Overlay
+from cafs.index.pending import Pending, default_path
 from cafs.index.writer import IndexWriter
 from cafs.lock import StoreLock, holder, wait_until_free
+from cafs.notices import Notices
 from cafs.space import Space
-from cafs.tree.tree import DIRECTORY_SIZE, Tree
-from cafs.types import NO_BLOB, ROOT, Attr, Ino, PackNo
+from cafs.tree.detached import Swept, is_detached
+from cafs.tree.tree import Tree
+from cafs.types import Ino, PackNo
 from cafs.workers import Workers
 
 log = logging.getLogger(__name__)
 
-DIRECTORIES = ("index", "packs", "spool")
 LAST_COMMIT_S = 30.0
 """How long a killed daemon's last commit may take."""
 OVERLAY_LIMIT_FULL = 400
@@ -62,48 +70,6 @@ RECORD_BYTES = 256
 """What an index change takes of a page, about twice."""
 
 
-def create(path: Path, params: StoreParams) -> None:
-    """Make an empty store in a directory that is empty or not there.
-
-    Raises StoreExistsError, DiskFullError and its kin.  ``store.toml`` is written last: without
-    it there is no store.
-    """
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        leftovers = set(os.listdir(path)) - {*DIRECTORIES, "lock", "reserve", "lost+found"}
-        if storefile.is_store(path):
-            raise StoreExistsError(f"{path} already has a store")
-        if leftovers:
-            raise StoreExistsError(f"{path} is not empty: it has {sorted(leftovers)[0]}")
-        lock = StoreLock(path)
-        try:
-            for name in DIRECTORIES:
-                (path / name).mkdir(mode=0o700, exist_ok=True)
-            _write_first_commit(path, lock)
-            content = storefile.StoreFile(secrets.token_bytes(16), layout.FORMAT_VERSION, params)
-            Disk().write_file(path / storefile.NAME, storefile.render(content))
-        finally:
-            lock.release()
-    except OSError as error:
-        raise from_os_error(error, f"make a store in {path}") from error
-
-
-def _write_first_commit(path: Path, lock: StoreLock) -> None:
-    now = SystemClock().now_ns()
-    mode = 0o040755
-    root = Attr(
-        mode, os.geteuid(), os.getegid(), 2, DIRECTORY_SIZE, now, now, now, NO_BLOB, ROOT, 0
-    )
-    layer: Layer = [{} for _ in layout.DATABASES]
-    layer[layout.INODES][layout.u48(ROOT)] = layout.pack_inode(root)
-    layer[layout.META][COUNTERS_KEY] = Counters(inodes=1).encode()
-    writer = IndexWriter(path / "index", lock.fd)
-    try:
-        writer.write(layer)
-    finally:
-        writer.close()
-
-
 class Store:
     """A store that is open for writing; see open_store()."""
 
@@ -113,17 +79,20 @@ class Store:
         self.path = path
         self.options = options
         self.clock = clock
+        self.notices = Notices()
         self.file = storefile.read(path)
         self._lock = lock
         params = self.file.params
         self.disk = disk
         # Before anybody trusts a page.  What there is no time for now is looked at later.
-        self.index_audited = pages.guard(path / "index", AUDIT_BUDGET_S).complete
+        self.index_audited = fence.guard(path / "index", AUDIT_BUDGET_S).complete
         self._writer = IndexWriter(path / "index", lock.fd)
         self._writer.start()
         self.environment = Environment(path / "index")
         self.environment.clear_dead_readers()
-        self.overlay = Overlay(self.environment)
+        # Before anything changes: others answer from the index as long as nothing is marked.
+        self.pending = Pending.publish(options.pending_file or default_path(self.file.id))
+        self.overlay = Overlay(self.environment, self.pending)
         self.counters = Counters.decode(self.overlay.get(layout.META, COUNTERS_KEY))
         self.packs = PackStore(self.disk, path / "packs", self.file.id, params.pack_size)
         self.pack_table = PackTable(self.overlay)
@@ -163,6 +132,7 @@ class Store:
             clock,
             options.pending_bytes,
         )
+        self.overlay.ahead = self.contents.ahead
         self.hasher = Hasher(self.contents)
         self.committer = Committer(self.overlay, self._prepare, self._write, clock)
         self.committer.thawed.append(self._thawed)
@@ -170,12 +140,14 @@ class Store:
         self._index_bytes = self.environment.file_bytes()
         self.space.commit_bytes = self._commit_bytes
         self._forgotten: set[Ino] = set()
+        self.damaged_reads = 0
+        """Requests that found damage and did not come from the mount."""
 
     def _rewrite_sidecar(self, pack: PackNo) -> None:
         """A power loss took a part of a sidecar: the index has what it said."""
-        with self.environment.begin() as txn:
-            records = []
-            for _, value in txn.cursor(self.environment.databases[layout.CHUNKS]):
+        records = []
+        try:
+            for _, value in self.overlay.scan(layout.CHUNKS, b"", b""):
                 sha256, extent, _refs = layout.unpack_chunk(value)
                 if extent.pack == pack:
                     records.append(
@@ -188,6 +160,11 @@ class Store:
                             xxh3=extent.xxh3,
                         )
                     )
+        except IndexDamagedError as error:
+            # What the sidecar still has may be what the chunk is found by.
+            text = "the sidecar of pack %08x is left as it is: %s; what to do: %s"
+            log.error(text, pack, error, pages.ADVICE)
+            return
         self.packs.rewrite_sidecar(pack, records)
 
     # -- commit ------------------------------------------------------------------------------
@@ -322,11 +299,25 @@ class Store:
             self.forget(ino)
 
     def reap_orphans(self) -> int:
-        """Remove what had no name when the store was closed or killed; how many."""
+        """Remove what had no name when the store was closed or killed; how many.
+
+        Directories with entries are left to the sweep: that may take long.
+        """
         orphans = list(self.tree.inodes.orphans())
         for ino in orphans:
-            self.tree.reap(ino)
+            attr = self.tree.inodes.find(ino)
+            if attr is not None and is_detached(attr):
+                self.tree.detached.add(ino)
+            else:
+                self.tree.reap(ino)
         return len(orphans)
+
+    def sweep_detached(self, limit: int) -> Swept:
+        """Take at most *limit* entries out of removed directories."""
+        swept = self.tree.detached.sweep(limit, self.clock.now_ns())
+        for ino in swept.gone:
+            self.forget(ino)
+        return swept
 
     async def run(self) -> None:
         """The background tasks, for ever."""
@@ -363,6 +354,9 @@ class Store:
         self.environment.close()
         self._writer.close()
         self.packs.close()
+        # When the writer process has ended: what it has not committed is void.
+        if self.pending is not None:
+            self.pending.close()
         self._lock.release()
 
     def status(self) -> dict[str, Any]:
@@ -376,6 +370,7 @@ class Store:
             "changes_count": self.overlay.pending,
             "content_bytes": self.contents.pending_bytes,
             "files_being_written_count": self.contents.being_written,
+            "removed_directories_count": len(self.tree.detached),
             "last_commit_s": round(self.committer.last_seconds, 4),
         }
         answer["disk"] = {"free_bytes": self.space.free(), "total_bytes": self.space.total}
@@ -385,36 +380,6 @@ class Store:
             "what_to_do": problem.advice if problem else "",
         }
         return answer
-
-
-def figures(counters: Counters) -> dict[str, Any]:
-    """The counters of a store as status shows them."""
-    stored = counters.stored_bytes
-    return {
-        "generation": counters.generation,
-        "inodes_count": counters.inodes,
-        "files_count": counters.files,
-        "blobs_count": counters.blobs,
-        "chunks_count": counters.chunks,
-        "logical_bytes": counters.logical_bytes,
-        "unique_bytes": counters.unique_bytes,
-        "stored_bytes": stored,
-        "ratio": round(counters.logical_bytes / stored, 3) if stored else None,
-    }
-
-
-def offline_status(path: Path) -> dict[str, Any]:
-    """What status can show without a daemon.  Raises StoreMissingError and its kin."""
-    storefile.read(path)
-    environment = Environment(path / "index")
-    try:
-        overlay = Overlay(environment)
-        answer = figures(Counters.decode(overlay.get(layout.META, COUNTERS_KEY)))
-        overlay.close()
-        answer["index_file_bytes"] = environment.file_bytes()
-        return answer
-    finally:
-        environment.close()
 
 
 async def _lock(path: Path, mountpoint: Path | None) -> StoreLock:

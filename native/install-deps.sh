@@ -8,8 +8,14 @@ packages=(
     gcc libc6-dev pkg-config           # compile the chunker and pyfuse3
     libfuse3-dev fuse3                 # pyfuse3 links libfuse3; fusermount3 mounts for ordinary users
     libssl-dev                         # SHA-256 in the chunker
-    libzstd-dev libxxhash-dev          # reading chunks: unfold, verify
+    libxxhash-dev                      # XXH3 of the index's values; compiled in, not linked
     ca-certificates                    # pip
+    nginx                              # stands in front of a store: cafs serve
+    nginx-dev make                     # its headers and configure: build our module for it
+    liblmdb-dev libzstd-dev            # the module reads the index and compressed chunks
+    libnginx-mod-http-headers-more-filter  # no Server header, as in Cloud Foundry
+    libnginx-mod-http-dav-ext          # PROPFIND of an nginx without us: the control in tests
+    openssl curl                       # the development certificate; README's examples
     attr acl                           # setfattr, setfacl: the tests compare with them
 )
 

@@ -47,6 +47,21 @@ def _no_mount_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert not left, f"tests left mounts behind: {left}"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_pending_file_left_behind() -> Iterator[None]:
+    """Daemons that tests kill cannot take their pending files away."""
+    before = set(Path("/dev/shm").glob("cafs-*.pending*"))
+    yield
+    for path in set(Path("/dev/shm").glob("cafs-*.pending*")) - before:
+        try:
+            pid = int.from_bytes(path.read_bytes()[24:32], "little")
+        except FileNotFoundError:
+            continue
+        # Other runs, and daemons, may be under way on this machine.
+        if not os.path.exists(f"/proc/{pid}"):
+            path.unlink(missing_ok=True)
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine or of the caller's shell reaches a test."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from cafs.blobs import recipe
@@ -115,6 +116,21 @@ class Blobs:
         self.chunks.count_again(recipe.chunk_refs(parts))
         self._put_recipe(number, self.get(number)._replace(size=record.size), parts)
         return number
+
+    def fork_more(self, number: BlobNo, source: BlobNo, limit: int) -> int:
+        """Continue an unhashed blob with at most *limit* parts of another one, from where it
+        ends; how many.  begin() and this, again and again, are a fork() that holds nobody up.
+        """
+        record, whole = self.get(number), self.get(source)
+        rest = self.parts(source, record.size, whole.size)
+        parts = [part for _, part in islice(rest, limit)]
+        if parts:
+            self.chunks.count_again(recipe.chunk_refs(parts))
+            size = record.size + recipe.total_length(parts)
+            flags = record.flags | BLOB_ROWS | whole.flags & BLOB_HOLES
+            self._put(number, record._replace(size=size, flags=flags))
+            self._put_rows(number, record.size, parts)
+        return len(parts)
 
     def splice(
         self, number: BlobNo, start: int, end: int, parts: Sequence[Part], size: int
@@ -311,7 +327,9 @@ class Blobs:
                 before = layout.unpack_blob(old)
                 if before.refs:
                     self._counters.unique_bytes += record.size - before.size
-        self._overlay.put(layout.BLOBS, layout.u48(number), layout.pack_blob(record))
+        # What a hashed blob has been stays right: only its count of references changes.
+        shown = bool(record.flags & BLOB_UNHASHED)
+        self._overlay.put(layout.BLOBS, layout.u48(number), layout.pack_blob(record), shown=shown)
 
     def _put_digests(self, number: BlobNo, digests: Digests) -> None:
         self.recent.add(digests.sha256, number)

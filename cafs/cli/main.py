@@ -16,13 +16,21 @@ from typing import Any, Final
 import click
 
 from cafs import __version__
-from cafs.cli import care_commands, list_commands, look_commands, store_commands
+from cafs.cli import (
+    care_commands,
+    list_commands,
+    look_commands,
+    match_commands,
+    serve_commands,
+    store_commands,
+)
 from cafs.cli.frame import Frame, config_option, json_option
 from cafs.errors import CafsError, UsageError, from_os_error
 from cafs.setting import nearest
 
 GROUPS: Final[Mapping[str, Sequence[click.Command]]] = {
     "A store's life": store_commands.COMMANDS,
+    "Over HTTP": [*serve_commands.COMMANDS, *match_commands.COMMANDS],
     "Looking inside": [*look_commands.COMMANDS, *list_commands.COMMANDS],
     "Keeping it well": care_commands.COMMANDS,
 }

@@ -18,6 +18,7 @@ from cafs.cli import background
 from cafs.cli.output import note, warn
 from cafs.config import MountOptions, Settings
 from cafs.errors import AccessError
+from cafs.http_options import HttpOptions
 from cafs.mount import mountpoint as where
 from cafs.mount.unmount import unmount
 
@@ -68,26 +69,42 @@ def _allow_other(settings: Settings) -> MountOptions:
 
 
 def serve_here(
-    store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
+    store: Path,
+    mountpoint: Path,
+    options: MountOptions,
+    http: HttpOptions,
+    ready: Callable[[], None],
 ) -> None:
     """Serve in this process until the mount is gone; logs to stderr."""
     log.to_stream(options.log_level, sys.stderr)
-    _serve(store, mountpoint, options, ready)
+    _serve(store, mountpoint, options, http, ready)
 
 
 def serve_in_background(
-    store: Path, mountpoint: Path, options: MountOptions, log_file: Path
+    store: Path, mountpoint: Path, options: MountOptions, http: HttpOptions, log_file: Path
 ) -> int:
     """Start a daemon that serves and logs to *log_file*; returns its pid when the mount answers.
 
     Raises the error that kept the daemon from mounting.
     """
-    serve = functools.partial(_serve, store, mountpoint, options)
+    serve = functools.partial(_serve, store, mountpoint, options, http)
     return background.start(serve, log_file, options.log_level)
 
 
-def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
+def _serve(
+    store: Path,
+    mountpoint: Path,
+    options: MountOptions,
+    http: HttpOptions,
+    ready: Callable[[], None],
+) -> None:
     # Slow to import: it brings trio and pyfuse3.
     from cafs.mount.run import run
 
-    run(store, mountpoint, options, ready)
+    beside = []
+    if http.serve or http.listen is not None:
+        # And this brings hypercorn and starlette.
+        from cafs.http.serve import serve
+
+        beside.append(functools.partial(serve, http))
+    run(store, mountpoint, options, ready, beside)

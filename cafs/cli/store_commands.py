@@ -1,7 +1,7 @@
 """``cafs up``, ``init``, ``mount``, ``umount`` and ``status``: a store's life.
 
 Only looks, asks and prints: mounting is :mod:`cafs.mount.run`, making a store is
-:mod:`cafs.store`.  Invariant: whatever can be foreseen to fail is checked before anything is
+:mod:`cafs.newstore`.  Invariant: whatever can be foreseen to fail is checked before anything is
 changed.
 
 Imports that are slow lie within the functions that need them: help is to come at once.
@@ -91,9 +91,9 @@ def _create(path: Path, settings: Settings) -> None:
             f"{path}: the directory {path.parent} is not there, so no store can be made in it",
             advice=f"make it: mkdir -p {quote(str(path.parent))}",
         )
-    import cafs.store
+    import cafs.newstore
 
-    cafs.store.create(path, settings.store)
+    cafs.newstore.create(path, settings.store)
 
 
 @command(
@@ -113,12 +113,12 @@ def mount(frame: Frame, where_: tuple[Path, ...], daemon: bool, **values: object
     from cafs.cli.mounting import check, serve_here, serve_in_background
 
     settings = frame.settings(overrides("mount", values))
-    store, mountpoint = _both(frame, where_, settings)
+    store, mountpoint = both(frame, where_, settings)
     store = store_at(store)
     mountpoint = where.canonical(mountpoint)
     options = check(store, mountpoint, settings)
     if daemon:
-        pid = serve_in_background(store, mountpoint, options, store / LOG_NAME)
+        pid = serve_in_background(store, mountpoint, options, settings.http, store / LOG_NAME)
         if frame.json:
             say_json({"store": str(store), "mountpoint": str(mountpoint), "pid": pid})
         else:
@@ -130,7 +130,7 @@ def mount(frame: Frame, where_: tuple[Path, ...], daemon: bool, **values: object
             say_json({"store": str(store), "mountpoint": str(mountpoint), "pid": os.getpid()})
             sys.stdout.flush()
 
-    serve_here(store, mountpoint, options, ready)
+    serve_here(store, mountpoint, options, settings.http, ready)
 
 
 @command(
@@ -148,7 +148,7 @@ def up(frame: Frame, where_: tuple[Path, ...], **values: object) -> None:
     from cafs.cli.mounting import check, serve_in_background
 
     settings = frame.settings(overrides("store", values) | overrides("mount", values))
-    named_store, mountpoint = _both(frame, where_, settings)
+    named_store, mountpoint = both(frame, where_, settings)
     mountpoint = where.canonical(mountpoint)
     store = where.canonical(named_store)
     mounted = where.mount_at(mountpoint)
@@ -164,7 +164,7 @@ def up(frame: Frame, where_: tuple[Path, ...], **values: object) -> None:
         options = check(store, mountpoint, settings)
         if made:
             _create(store, settings)
-        pid = serve_in_background(store, mountpoint, options, store / LOG_NAME)
+        pid = serve_in_background(store, mountpoint, options, settings.http, store / LOG_NAME)
     if frame.json:
         answer = {"store": str(store), "mountpoint": str(mountpoint), "pid": pid, "made": made}
         say_json(answer)
@@ -179,7 +179,11 @@ def up(frame: Frame, where_: tuple[Path, ...], **values: object) -> None:
     say(f"  stop:  {program} umount {there}")
 
 
-def _both(frame: Frame, given: tuple[Path, ...], settings: Settings) -> tuple[Path, Path]:
+def both(frame: Frame, given: tuple[Path, ...], settings: Settings) -> tuple[Path, Path]:
+    """The store and the mountpoint that *given* and *settings* name between them.
+
+    Raises :class:`UsageError` when one of the two is missing.
+    """
     if len(given) > 2:
         raise UsageError(f"two directories are expected, not {len(given)}: STORE MOUNTPOINT")
     store, mountpoint = configured_store(frame), settings.default.mountpoint
@@ -314,9 +318,9 @@ def _status_of(store: Path) -> dict[str, Any]:
                 f"{store} is in use by {held_by}, which does not answer",
                 advice=f"see {store / LOG_NAME}",
             ) from None
-    import cafs.store
+    import cafs.figures
 
-    return head | {"mounted": False} | cafs.store.offline_status(store)
+    return head | {"mounted": False} | cafs.figures.offline_status(store)
 
 
 COMMANDS = [up, init, mount, umount, status]

@@ -2,7 +2,7 @@
 
 Owns the one handle that this process may have on the index (LMDB forbids a second: closing
 it would drop the process's locks).  Writing is the writer process's business; nothing here
-ever begins a write transaction.
+ever begins a write transaction.  Every value is held to its check before anybody sees it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lmdb
 
+from cafs._index import unseal
 from cafs.errors import IndexDamagedError, StoreError, StoreMissingError
 from cafs.index import layout
 
@@ -57,6 +58,14 @@ class Environment:
         """A read transaction on the newest commit."""
         return self._env.begin()
 
+    def get(self, txn: lmdb.Transaction[bytes], database: int, key: bytes) -> bytes | None:
+        """The value of a key, checked, or None.  Raises IndexDamagedError."""
+        try:
+            value = txn.get(key, db=self.databases[database])
+        except lmdb.Error as error:
+            raise damaged(database, error) from error
+        return None if value is None else checked(database, key, value)
+
     def clear_dead_readers(self) -> int:
         """Free the reader slots of processes that died; returns how many."""
         return self._env.reader_check()
@@ -78,3 +87,24 @@ class Environment:
     def close(self) -> None:
         """Unmap the index; all transactions must have ended."""
         self._env.close()
+
+
+def checked(database: int, key: bytes, sealed: bytes) -> bytes:
+    """A value as it lies in the index, without its check.  Raises IndexDamagedError."""
+    value = unseal(database, key, sealed)
+    if value is None:
+        raise bad_value(database, key)
+    return value
+
+
+def bad_value(database: int, key: bytes) -> IndexDamagedError:
+    """What to raise for a value whose check is wrong."""
+    return IndexDamagedError(
+        f"index database {layout.DATABASES[database].decode()}: the value of key "
+        f"{layout.shown_key(database, key)} is not what was written"
+    )
+
+
+def damaged(database: int, error: lmdb.Error) -> IndexDamagedError:
+    """What LMDB found wrong, with the database's name."""
+    return IndexDamagedError(f"index database {layout.DATABASES[database].decode()}: {error}")

@@ -59,6 +59,8 @@ DATABASES: Final = (
 SEQUENTIAL: Final = frozenset({INODES, SYMLINKS, BLOBS, RECIPES, CHUNKS, PACKS})
 # These are read in ranges, so their part of the overlay is kept sorted.
 RANGED: Final = frozenset({ENTRIES, XATTRS, ORPHANS, RECIPES, PACKS, DEAD, UNHASHED})
+# Their values are empty: there is nothing to check.
+UNCHECKED: Final = frozenset({ORPHANS, BLOB_SHA256, BLOB_SHA1, CHUNK_SHA256, DEAD})
 
 _U48_MAX: Final = (1 << 48) - 1
 _INODE: Final = struct.Struct("<IIIIQqqqQQI")
@@ -305,3 +307,15 @@ def dead_key(kind: bytes, number: int) -> bytes:
 def xattr_key(ino: Ino, name: bytes) -> bytes:
     """Key of an extended attribute."""
     return ino.to_bytes(6, "big") + name
+
+
+def shown_key(database: int, key: bytes) -> str:
+    """A key for messages: its number, and what else tells it apart."""
+    if database == META:
+        return repr(key.decode("ascii", "replace"))
+    if database == PACKS:
+        return key.hex()
+    number = str(from_u48(key))
+    if database == XATTRS:
+        return f"{number}, {key[6:]!r}"
+    return f"{number}, {key[6:].hex()}" if len(key) > 6 else number

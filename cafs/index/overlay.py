@@ -8,16 +8,19 @@ to disk), LMDB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import lmdb
 from sortedcontainers import SortedDict
 
+from cafs import _bulk
+from cafs._index import mark, unseal
 from cafs.errors import IndexDamagedError
 from cafs.index import layout
-from cafs.index.env import Environment
-from cafs.types import Generation
+from cafs.index.env import Environment, bad_value, checked, damaged
+from cafs.index.pending import Pending
+from cafs.types import Generation, Ino
 
 Layer = list[dict[bytes, "bytes | None"]]
 """One dict a database; None says that the key was deleted."""
@@ -34,8 +37,11 @@ def _new_layer() -> Layer:
 class Overlay:
     """Reads through all layers; writes into the uppermost."""
 
-    def __init__(self, env: Environment) -> None:
+    def __init__(self, env: Environment, pending: Pending | None = None) -> None:
         self._env = env
+        self._pending = pending
+        self.ahead: Callable[[], Iterable[Ino]] = tuple
+        """Inodes that show what no record has yet: they stay marked over a commit."""
         self._active = _new_layer()
         self._frozen: Layer | None = None
         self._txn = env.begin()
@@ -54,7 +60,7 @@ class Overlay:
         return any(self._active)
 
     def get(self, database: int, key: bytes) -> bytes | None:
-        """The value of a key, or None.  Raises IndexDamagedError on a bad page."""
+        """The value of a key, or None.  Raises IndexDamagedError on a bad page or value."""
         value = self._active[database].get(key, _MISSING)
         if value is not _MISSING:
             return value  # type: ignore[no-any-return]
@@ -63,9 +69,38 @@ class Overlay:
             if value is not _MISSING:
                 return value  # type: ignore[no-any-return]
         try:
-            return self._txn.get(key, db=self._env.databases[database])
+            sealed = self._txn.get(key, db=self._env.databases[database])
         except lmdb.Error as error:
             raise self._broken(database, error) from error
+        if sealed is None:
+            return None
+        # As checked() does, without a call for each record.
+        value = unseal(database, key, sealed)
+        if value is None:
+            raise bad_value(database, key)
+        return value
+
+    def entries_at(self, parents: Sequence[int], names: Sequence[bytes]) -> list[int]:
+        """What many names lead to; see cafs._bulk.entries()."""
+        source = self._source(layout.ENTRIES)
+        try:
+            return _bulk.entries(*source, tuple(parents), tuple(names))
+        except lmdb.Error as error:
+            raise self._broken(layout.ENTRIES, error) from error
+
+    def sizes_of(self, inodes: Sequence[int]) -> list[int]:
+        """The sizes of many inodes; see cafs._bulk.sizes()."""
+        source = self._source(layout.INODES)
+        try:
+            return _bulk.sizes(*source, tuple(inodes))
+        except lmdb.Error as error:
+            raise self._broken(layout.INODES, error) from error
+
+    def _source(self, database: int) -> tuple[Any, Any, tuple[dict[bytes, bytes | None], ...]]:
+        """What _bulk reads a database from: empty layers are left out."""
+        layers = (self._active, self._frozen)
+        filled = tuple(layer[database] for layer in layers if layer is not None and layer[database])
+        return self._txn.get, self._env.databases[database], filled
 
     def get_anywhere(self, database: int, key: bytes) -> bytes | None:
         """As get(), for a thread other than the owner.
@@ -80,7 +115,7 @@ class Overlay:
                     return value  # type: ignore[no-any-return]
         try:
             with self._env.begin() as txn:
-                return txn.get(key, db=self._env.databases[database])
+                return self._env.get(txn, database, key)
         except lmdb.Error as error:
             raise damaged(database, error) from error
 
@@ -101,15 +136,36 @@ class Overlay:
             raise damaged(database, error) from error
         return numbers
 
-    def put(self, database: int, key: bytes, value: bytes) -> None:
-        """Set a key."""
+    def put(self, database: int, key: bytes, value: bytes, *, shown: bool = True) -> None:
+        """Set a key.  Not *shown*: whoever answers from the record before is right, too."""
+        pending = self._pending
+        if shown and pending is not None:
+            mark(pending.buffer, pending.table, database, key, value)
         self._active[database][key] = value
         self._changes += 1
 
     def delete(self, database: int, key: bytes) -> None:
         """Remove a key; one that is not there is no error."""
+        pending = self._pending
+        if pending is not None:
+            entry = self._entry(key) if database == layout.ENTRIES else b""
+            mark(pending.buffer, pending.table, database, key, entry)
         self._active[database][key] = None
         self._changes += 1
+
+    def _entry(self, key: bytes) -> bytes:
+        """An entry that goes: the name in it says where others look for it."""
+        try:
+            return self.get(layout.ENTRIES, key) or b""
+        except IndexDamagedError:
+            # Others cannot read it, either.
+            return b""
+
+    def mark_inode(self, ino: Ino) -> None:
+        """From now on the inode shows what no record has: say so before anybody sees it."""
+        pending = self._pending
+        if pending is not None:
+            mark(pending.buffer, pending.table, layout.INODES, layout.u48(ino), b"")
 
     def scan(self, database: int, start: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Keys from *start* on that begin with *prefix*, in order, with their values.
@@ -167,7 +223,7 @@ class Overlay:
                         if not key.startswith(prefix):
                             return
                         last = key
-                        yield key, value
+                        yield key, checked(database, key, value)
                         if self._txn is not txn:
                             # Something else met a damaged page meanwhile (see _broken()).
                             break
@@ -211,6 +267,10 @@ class Overlay:
         if self._frozen is None:
             self._frozen, self._active = self._active, _new_layer()
             self.generation = Generation(self.generation + 1)
+            if self._pending is not None:
+                self._pending.swap()
+                for ino in self.ahead():
+                    self.mark_inode(ino)
         return self._frozen
 
     @property
@@ -223,6 +283,8 @@ class Overlay:
         frozen, self._frozen = self._frozen, None
         assert frozen is not None
         self.renew()
+        if self._pending is not None:
+            self._pending.committed()
         self._changes = sum(map(len, self._active))
 
     def renew(self) -> None:
@@ -247,8 +309,3 @@ class Overlay:
 def _before(key: bytes) -> bytes:
     """The greatest key of the same length that is smaller."""
     return (int.from_bytes(key, "big") - 1).to_bytes(len(key), "big")
-
-
-def damaged(database: int, error: lmdb.Error) -> IndexDamagedError:
-    """What LMDB found wrong, with the database's name."""
-    return IndexDamagedError(f"index database {layout.DATABASES[database].decode()}: {error}")

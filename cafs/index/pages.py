@@ -3,17 +3,13 @@
 LMDB has no checksums and trusts its pages: a page that was damaged on disk may end the process
 (an assertion) or hide keys as if they had never been.  So the pages of the newest commit are
 looked at by the rules of LMDB's own format (lmdb.h, mdb.c: MDB_page, MDB_node, MDB_meta), with
-bounds, before anybody trusts them; and a damaged page is *fenced off*: the link that leads to
-it is pointed at a page that cannot be, so that LMDB answers for exactly its keys with an error.
-Invariant: nothing else is ever written here.
-
-What this cannot see is a flipped bit inside a value; that is what a check counts for.
+bounds, and each value is held to its check.  Invariant: nothing is written here; what can be
+done about a fault is noted in it, and cafs.index.fence does it.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import struct
 import time
@@ -24,13 +20,12 @@ from typing import Final, NamedTuple
 
 import lmdb
 
+from cafs._index import unseal
 from cafs.errors import IndexDamagedError, from_os_error
-
-log = logging.getLogger(__name__)
+from cafs.index import layout
 
 FILE: Final = "data.mdb"
 ADVICE: Final = "bring the index back from its last copy: cafs rebuild STORE"
-FAULTS_LOGGED: Final = 20
 CORE: Final = ("free", "main")
 """LMDB's own two databases."""
 _HEADER: Final = struct.Struct("<QHHHH")
@@ -45,23 +40,34 @@ _NONE: Final = (1 << 64) - 1
 _NOWHERE: Final = 0xFFFFFFFFFFFE
 """A page number that no index reaches: LMDB answers MDB_PAGE_NOTFOUND."""
 _ROOT_AT: Final = _DB.size - 8
+_NUMBERS: Final = {name.decode(): number for number, name in enumerate(layout.DATABASES)}
+_FENCED: Final = "what is in it answers EIO"
+_VALUE_LOST: Final = "that record answers EIO"
+_KEY_KNOWN: Final = "it is put right at the next start"
 
 
 class Fault(NamedTuple):
-    """A page that is not what LMDB wrote."""
+    """A page, or a record on it, that is not what was written."""
 
     page: int
     database: str
     why: str
     link: tuple[int, bytes] | None
-    """Where in the file to write what, to fence the page off; None if that cannot be."""
+    """Where in the file to write what, to fence the page off or to put the key right; None if
+    neither can be."""
     low: bytes = b""
     """The keys that may be lost are at or above this one, ..."""
     high: bytes | None = None
     """... and below this one, if there is any above."""
+    effect: str = _FENCED
 
     def __str__(self) -> str:
         return f"page {self.page} of index database {self.database} is damaged: {self.why}"
+
+    @property
+    def one_record(self) -> bool:
+        """Whether the page itself is whole, and one of its records is not."""
+        return self.effect is not _FENCED
 
 
 class Audit(NamedTuple):
@@ -188,6 +194,7 @@ class _Walk:
             link = (each.page * self._size + place, _NOWHERE.to_bytes(6, "little"))
             child = low | high << 16 | top << 32
             found.append(_Todo(child, link, each.database, each.depth - 1, before, each.high))
+        self._below_high(each, before)
         for left, right in itertools.pairwise(found):
             todo.append(left._replace(high=right.low))
         todo.append(found[-1])
@@ -198,9 +205,15 @@ class _Walk:
             return int.from_bytes(before, "little") <= int.from_bytes(key, "little")
         return before <= key
 
+    def _below_high(self, each: _Todo, last: bytes) -> None:
+        """A key at or above the next page's would never be found: LMDB looks for it there."""
+        if each.high is not None and self._in_order(each.database, each.high, last):
+            raise _Bad("it has keys of the page behind it")
+
     def _leaf(self, each: _Todo, data: bytes, places: Sequence[int], todo: deque[_Todo]) -> None:
         before = each.low
         found = []
+        database = _NUMBERS.get(each.database)
         for index, place in enumerate(places):
             low, high, flags, length = _NODE.unpack_from(data, place)
             size = low | high << 16
@@ -210,26 +223,50 @@ class _Walk:
                 raise _Bad("a node reaches over its end")
             if flags & ~(_BIG | _SUBDATA) or (flags & _SUBDATA and each.database != "main"):
                 raise _Bad(f"a node has flags {flags:#x}")
-            if not self._in_order(each.database, before, key) or (index and key == before):
-                raise _Bad("its keys are not in order")
-            before = key
             at = each.page * self._size + start
             value: bytes | None = data[start : start + size]
             if flags & _BIG:
                 value = self._big(each, _U64.unpack_from(data, start)[0], size, at, key)
+            sound = True
+            if database is not None and value is not None:
+                sound = unseal(database, key, value) is not None
+                if not sound:
+                    right = _right_key(database, key, value)
+                    self._bad_record(each, database, key, right, at - length)
+                    sound, key = right is not None, right or key
+            if not self._in_order(each.database, before, key) or (index and key == before):
+                raise _Bad("its keys are not in order")
+            before = key
+            if flags & _BIG:
+                pass
             elif flags & _SUBDATA:
                 if size != _DB.size:
                     raise _Bad("a database's record has another length")
                 link = (at + _ROOT_AT, _U64.pack(_NOWHERE))
                 self._take_db(key.decode("ascii", "replace"), bytes(value or b""), link, todo)
-            if self._keep is not None and value is not None:
+            if self._keep is not None and value is not None and sound:
                 found.append((key, value))
             if each.database == "free" and value is not None:
                 self._free += [page for (page,) in _U64.iter_unpack(value[8 : len(value) & ~7])]
+        self._below_high(each, before)
         if self._keep is not None:
             for key, value in found:
                 self._keep(each.database, key, value)
         self._entries[each.database] += len(places)
+
+    def _bad_record(
+        self, each: _Todo, database: int, key: bytes, right: bytes | None, at: int
+    ) -> None:
+        """Note a value whose check is wrong; *right* is the key that it belongs to, if known."""
+        shown = layout.shown_key(database, key)
+        if right is None:
+            why = f"the value of key {shown} is not what was written"
+            fault = Fault(each.page, each.database, why, None, key, key + b"\0", _VALUE_LOST)
+        else:
+            why = f"key {shown} should be {layout.shown_key(database, right)}"
+            # Nothing is lost: the range is empty.
+            fault = Fault(each.page, each.database, why, (at, right), right, right, _KEY_KNOWN)
+        self.faults.append(fault)
 
     def _big(self, each: _Todo, page: int, size: int, at: int, key: bytes) -> bytes | None:
         """A value with pages of its own: its fault is that of one key."""
@@ -240,13 +277,21 @@ class _Walk:
             number, _, flags, low, high = _HEADER.unpack_from(data)
             if number != page or flags != _OVERFLOW or low | high << 16 != count:
                 raise _Bad("it is no overflow page of this value")
-            if each.database != "free" and self._keep is None:
-                return b""
             return os.pread(self._fd, size, page * self._size + _HEADER.size)
         except _Bad as bad:
             fault = Fault(page, each.database, str(bad), link, key, key + b"\0")
             self.faults.append(fault)
             return None
+
+
+def _right_key(database: int, key: bytes, value: bytes) -> bytes | None:
+    """The key that differs in one bit and has this value, or None."""
+    number = int.from_bytes(key, "big")
+    for bit in range(8 * len(key)):
+        right = (number ^ 1 << bit).to_bytes(len(key), "big")
+        if unseal(database, right, value) is not None:
+            return right
+    return None
 
 
 def _newest_meta(fd: int, txn_id: int | None) -> tuple[int, int, tuple[bytes, bytes]]:
@@ -330,40 +375,3 @@ class _pinned:
     def __exit__(self, *_: object) -> None:
         self._txn.abort()
         self._env.close()
-
-
-def guard(directory: Path, budget_s: float) -> Audit:
-    """Audit, fence off what is damaged, and log it.  The caller has the lock, and nobody writes.
-
-    Raises IndexDamagedError when there is nothing to begin with.
-    """
-    found = audit(directory, budget_s)
-    for fault in found.faults[:FAULTS_LOGGED]:
-        log.error("%s; what is in it answers EIO; what to do: %s", fault, ADVICE)
-    if len(found.faults) > FAULTS_LOGGED:
-        log.error("... and %d more pages of the index", len(found.faults) - FAULTS_LOGGED)
-    for fault in found.faults:
-        # Without its roots nothing is found, and with a wrong list of free pages the next
-        # commit would write over what is in use.
-        if fault.page and fault.link is None and fault.database in CORE:
-            raise IndexDamagedError(f"{directory}: {fault}", advice=ADVICE)
-    fence(directory, found.faults)
-    return found
-
-
-def fence(directory: Path, faults: Sequence[Fault]) -> int:
-    """Point the links to damaged pages nowhere; how many could be.  The caller has the lock."""
-    links = [fault.link for fault in faults if fault.link is not None]
-    if not links:
-        return 0
-    try:
-        fd = os.open(directory / FILE, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            for offset, data in links:
-                os.pwrite(fd, data, offset)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise from_os_error(error, f"fence off pages of {directory / FILE}") from error
-    return len(links)

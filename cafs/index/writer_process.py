@@ -7,8 +7,9 @@ them takes the interpreter from the event loop for a moment: in a measurement th
 
 Speaks frames over standard input and output: an 8-byte little-endian length, then a marshal of
 ``(command, argument)``; answers ``(ok, kind, text)``.  marshal is safe here: both ends are the
-same interpreter, and a frame that is not whole is never looked at.  Ends at end of file, so it
-dies with its parent.  It holds the store's lock (an inherited descriptor) as long as it lives.
+same interpreter, and a frame that is not whole is never looked at.  Each value gets its check
+here, where that keeps nobody waiting.  Ends at end of file, so it dies with its parent.  It
+holds the store's lock (an inherited descriptor) as long as it lives.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO
 
 import lmdb
 
+from cafs._index import seal
 from cafs.index import layout, shrink
 from cafs.index.env import MAP_SIZE, MAX_READERS
 
@@ -61,7 +63,7 @@ def _write(env: lmdb.Environment, databases: list[Any], layer: list[dict[bytes, 
                     txn.delete(key, db=database)
                 else:
                     append = number in layout.SEQUENTIAL and key > last
-                    txn.put(key, value, db=database, append=append)
+                    txn.put(key, seal(number, key, value), db=database, append=append)
                     if append:
                         last = key
 

@@ -1,6 +1,6 @@
 """Telling the operator what is damaged: which chunk, which blob, and every path that has it.
 
-A request that finds damage is answered with EIO and one log line at once.  The paths take a
+A request that finds damage fails (EIO, 500) with one log line at once.  The paths take a
 pass over the index, which a child process makes, so that nobody waits for it; it is asked
 about several files at a time, and not more often than every few seconds.  Invariant: however
 often damage is read, the log grows by a bounded number of lines.
@@ -56,7 +56,7 @@ class DamageReporter:
             log,
             logging.ERROR,
             "damage",
-            f"{error}; the request was answered with EIO",
+            f"{error}; the request failed",
             request=request,
             inode=ino,
             blob=blob or "-",

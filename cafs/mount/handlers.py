@@ -18,14 +18,14 @@ from pyfuse3 import FUSEError, RequestContext
 from cafs.errors import CafsError, FsError, ReadOnlyError
 from cafs.mount.damage import DamageReporter
 from cafs.mount.translate import BLOCK_SIZE, entry, handler, no_entry, unknown
+from cafs.mount.xattr_handlers import XattrHandlers
 from cafs.store import Store
 from cafs.tree import permissions
-from cafs.tree.permissions import ACCESS, DEFAULT
+from cafs.tree.permissions import ACCESS
 from cafs.types import Attr, Ino
 
 BYTES_PER_INODE = 512
 """What an inode with its name takes of the index, about: the basis of df -i."""
-XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 DAY_NS = 86400 * 10**9
 TIME_MAX_NS = (1 << 63) - 1
 """The last time that a record can hold, in 2262; as on ext4 what is beyond becomes the bound."""
@@ -43,18 +43,15 @@ class OpenFile(NamedTuple):
     """Opened with O_NOATIME: its reads leave no trace."""
 
 
-class Handlers(pyfuse3.Operations):
+class Handlers(XattrHandlers):
     """The requests of one mount."""
 
     supports_dot_lookup = True
-    enable_acl = True
     enable_writeback_cache = False
 
     def __init__(self, store: Store, damage: DamageReporter) -> None:
-        super().__init__()
+        super().__init__(store)
         self._damage = damage
-        self._store = store
-        self._tree = store.tree
         self._contents = store.contents
         self._relatime = store.options.atime == "relatime"
         self._files: dict[int, OpenFile] = {}
@@ -392,79 +389,6 @@ class Handlers(pyfuse3.Operations):
         record = self._tree.inodes.get(ino)
         self._tree.inodes.put(ino, record._replace(atime_ns=now))
 
-    # -- extended attributes -----------------------------------------------------------------
-
-    @handler
-    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        """The value of an extended attribute."""
-        value = self._tree.xattrs.get(Ino(inode), name)
-        if value is None:
-            raise FUSEError(_missing(name))
-        return value
-
-    @handler
-    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        """The names of the extended attributes; trusted ones for root only."""
-        return [
-            name
-            for name in self._tree.xattrs.names(Ino(inode))
-            if ctx.uid == 0 or not name.startswith(b"trusted.")
-        ]
-
-    @handler
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        """Set an extended attribute, or an ACL, which may be all in the mode."""
-        ino = Ino(inode)
-        self._store.space.admit(0)
-        if name in (ACCESS, DEFAULT):
-            self._set_acl(ino, name, value, ctx)
-        elif name in XATTR_NAMESPACES:
-            raise FsError(errno.EINVAL)
-        elif name.startswith(XATTR_NAMESPACES):
-            self._tree.xattrs.put(ino, name, value)
-        else:
-            raise FsError(errno.EOPNOTSUPP)
-        self._changed(ino)
-
-    def _set_acl(self, ino: Ino, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        entries = permissions.parse_acl(value)
-        attr = self._tree.inodes.get(ino)
-        if name == DEFAULT and not stat.S_ISDIR(attr.mode):
-            raise FsError(errno.EACCES)
-        plain = False
-        if name == ACCESS:
-            mode, plain = permissions.mode_of_acl(entries, attr.mode)
-            if mode & stat.S_ISGID and not _in_group(attr.gid, ctx):
-                # The kernel's word for it (FUSE_SETXATTR_ACL_KILL_SGID) reaches no handler.
-                mode &= ~stat.S_ISGID
-            self._tree.inodes.put(ino, attr._replace(mode=mode))
-        if plain or not entries:
-            self._tree.xattrs.remove(ino, name)
-        else:
-            self._tree.xattrs.put(ino, name, value)
-
-    @handler
-    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        """Remove an extended attribute."""
-        self._store.space.admit_removal()
-        if not self._tree.xattrs.remove(Ino(inode), name):
-            raise FUSEError(_missing(name))
-        self._changed(Ino(inode))
-
-    def _changed(self, ino: Ino) -> None:
-        attr = self._tree.inodes.get(ino)
-        self._tree.inodes.put(ino, attr._replace(ctime_ns=self._store.clock.now_ns()))
-
 
 def _time(ns: int) -> int:
     return max(-TIME_MAX_NS, min(ns, TIME_MAX_NS))
-
-
-def _missing(name: bytes) -> int:
-    """Why there is no such attribute: it is not set, or there can be none of that name."""
-    known = name in (ACCESS, DEFAULT) or name.startswith(XATTR_NAMESPACES)
-    return errno.ENODATA if known else errno.EOPNOTSUPP
-
-
-def _in_group(gid: int, ctx: RequestContext) -> bool:
-    return ctx.uid == 0 or gid == ctx.gid or gid in pyfuse3.get_sup_groups(ctx.pid)

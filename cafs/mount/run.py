@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pyfuse3
@@ -16,10 +16,12 @@ import trio
 
 from cafs.config import MountOptions
 from cafs.errors import MountError, first_foreseen
+from cafs.index import warm
 from cafs.mount import mountpoint as where
 from cafs.mount.control import ControlServer
 from cafs.mount.damage import DamageReporter
 from cafs.mount.handlers import Handlers
+from cafs.mount.invalidate import Invalidator
 from cafs.mount.kernel import Tuning, mount_options, tune
 from cafs.mount.loop import requests_at_once
 from cafs.mount.memory import give_back_when_idle, tune_allocator
@@ -30,19 +32,30 @@ log = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop may keep the interpreter from a worker that wants it back."""
 
+Beside = Callable[..., Awaitable[None]]
+"""What serves the same store in the same event loop: called with the store and ``task_status``
+(trio.Nursery.start), and cancelled when the mount is gone."""
 
-def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
+
+def run(
+    store: Path,
+    mountpoint: Path,
+    options: MountOptions,
+    ready: Callable[[], None],
+    beside: Sequence[Beside] = (),
+) -> None:
     """Serve *store* on *mountpoint* until it is unmounted; then commit and return.
 
-    Calls *ready* once, when the mount answers.  SIGTERM and SIGINT unmount.  Raises StoreError,
-    MountError and their kin if it does not come to that.
+    Calls *ready* once, when the mount answers and all that is *beside* it has started.  SIGTERM
+    and SIGINT unmount.  Raises StoreError, MountError and their kin if it does not come to that.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(50_000, 20, 50)
     tune_allocator()
+    warm.start(store / "index")
     logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
     try:
-        trio.run(_serve, store, mountpoint, options, ready)
+        trio.run(_serve, store, mountpoint, options, ready, beside)
     except BaseExceptionGroup as group:
         raise first_foreseen(group) from group
     finally:
@@ -50,7 +63,11 @@ def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[]
 
 
 async def _serve(
-    path: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
+    path: Path,
+    mountpoint: Path,
+    options: MountOptions,
+    ready: Callable[[], None],
+    beside: Sequence[Beside],
 ) -> None:
     async with open_store(path, options, mountpoint) as store:
         damage = DamageReporter(store)
@@ -63,7 +80,9 @@ async def _serve(
                 nursery.start_soon(_terminate_on_signal)
                 nursery.start_soon(give_back_when_idle, store)
                 nursery.start_soon(damage.run)
-                nursery.start_soon(_attend, store, damage, mountpoint, options, ready, nursery)
+                nursery.start_soon(
+                    _attend, store, damage, mountpoint, options, ready, beside, nursery
+                )
                 with requests_at_once():
                     await pyfuse3.main()
                 log.info("unmounted from %s", mountpoint)
@@ -78,6 +97,7 @@ async def _attend(
     mountpoint: Path,
     options: MountOptions,
     ready: Callable[[], None],
+    beside: Sequence[Beside],
     nursery: trio.Nursery,
 ) -> None:
     # The first request that is answered is proof that the handshake with the kernel is over;
@@ -93,6 +113,10 @@ async def _attend(
     nursery.start_soon(server.sweeper.run)
     nursery.start_soon(server.compactor.run)
     nursery.start_soon(server.copier.run)
+    store.notices.register(Invalidator().tell)
+    store.notices.register_for_damage(damage.notice)
+    for task in beside:
+        await nursery.start(task, store)
     log.info("mounted %s on %s", store.path, mountpoint)
     ready()
 

@@ -75,8 +75,24 @@ def handler(function: Handler[P, T]) -> Handler[P, T]:
     return guarded
 
 
+_KEPT_MAX = 20_000
+_kept: dict[Ino, tuple[Attr, pyfuse3.EntryAttributes]] = {}
+"""What was made of the attributes of inodes, which takes longer than finding them."""
+
+
 def entry(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
-    """An inode's attributes as the kernel wants them."""
+    """An inode's attributes as the kernel wants them.  Not to be changed by the caller."""
+    kept = _kept.get(ino)
+    if kept is not None and kept[0] is attr:
+        return kept[1]
+    result = _made(ino, attr)
+    if len(_kept) >= _KEPT_MAX:
+        _kept.clear()
+    _kept[ino] = attr, result
+    return result
+
+
+def _made(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
     result = pyfuse3.EntryAttributes()
     result.st_ino = ino
     result.entry_timeout = FOREVER_S
@@ -100,14 +116,16 @@ def entry(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
 
 def unknown(ino: Ino, kind: int) -> pyfuse3.EntryAttributes:
     """What a listing shows of an inode whose record cannot be read; the kernel asks again."""
-    result = entry(ino, Attr(kind << 12, 0, 0, 1, 0, 0, 0, 0, NO_BLOB, 0, 0))
+    result = _made(ino, Attr(kind << 12, 0, 0, 1, 0, 0, 0, 0, NO_BLOB, 0, 0))
     result.entry_timeout = result.attr_timeout = 0
     return result
 
 
+_NO_ENTRY = pyfuse3.EntryAttributes()
+_NO_ENTRY.st_ino = 0
+_NO_ENTRY.entry_timeout = FOREVER_S
+
+
 def no_entry() -> pyfuse3.EntryAttributes:
     """What tells the kernel that there is no such name, so that it need not ask again."""
-    result = pyfuse3.EntryAttributes()
-    result.st_ino = 0
-    result.entry_timeout = FOREVER_S
-    return result
+    return _NO_ENTRY

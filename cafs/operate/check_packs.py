@@ -143,8 +143,7 @@ class PackCheck:
     def _still_known(self, number: PackNo) -> bool:
         environment = self._view.environment
         with environment.begin() as txn:
-            key = layout.pack_key(number)
-            return txn.get(key, db=environment.databases[layout.PACKS]) is not None
+            return environment.get(txn, layout.PACKS, layout.pack_key(number)) is not None
 
     def _chunks_beyond(self, pack: PackNo, length: int) -> Findings:
         for key, value in self._overlay.scan(layout.CHUNKS, b"", b""):

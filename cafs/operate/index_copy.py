@@ -19,7 +19,7 @@ import lmdb
 import trio
 
 from cafs.errors import CafsError, DiskFullError, IndexDamagedError, from_os_error
-from cafs.index import pages
+from cafs.index import fence, pages
 from cafs.store import Store
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class IndexCopier:
             log.warning("no copy of the index: %s", error)
             return 1
         text = (done.stdout + done.stderr).decode(errors="replace").strip()
-        for line in text.splitlines()[-pages.FAULTS_LOGGED :]:
+        for line in text.splitlines()[-fence.FAULTS_LOGGED :]:
             log.error("%s; what to do: unmount, then: cafs check %s", line, self._store.path)
         return done.returncode
 

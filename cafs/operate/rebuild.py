@@ -24,6 +24,7 @@ from typing import NamedTuple
 import lmdb
 
 from cafs import storefile
+from cafs._index import unseal
 from cafs.blobs import sidecar
 from cafs.durable import Disk
 from cafs.errors import CafsError, IndexDamagedError, from_os_error
@@ -78,7 +79,7 @@ def rebuild(store: Path, on_phase: OnPhase) -> Rebuilt:
             if found:
                 on_phase("making the index anew")
                 source = "both"
-                from_copy = _make_anew(store, found)
+                from_copy = _make_anew(store, store / "index", found)
         except IndexDamagedError as error:
             on_phase("taking the copy of the index")
             source, faults = "copy", [str(error)]
@@ -103,31 +104,38 @@ def _fresh(store: Path) -> Path:
     return new
 
 
-def _copy_of(store: Path) -> Path | None:
-    """Where the copy is, if it can be trusted."""
+def _copy_of(store: Path) -> tuple[Path, list[Fault]] | None:
+    """Where the copy is, if it can be trusted but for these records."""
     place = store / DIRECTORY
     try:
-        return None if pages.audit(place, lock=False).faults else place
+        faults = pages.audit(place, lock=False).faults
     except CafsError:
         return None
+    return (place, faults) if all(fault.one_record for fault in faults) else None
 
 
 def _take_copy(store: Path) -> None:
-    if _copy_of(store) is None:
+    copy = _copy_of(store)
+    if copy is None:
         raise IndexDamagedError(
             f"{store}: the index cannot be read, and there is no copy of it that is whole",
             advice="restore the store from a backup; the packs alone have content, but no names",
         )
+    place, faults = copy
+    if faults:
+        _make_anew(store, place, [])
+        return
     new = _fresh(store)
     try:
-        shutil.copyfile(store / DIRECTORY / pages.FILE, new / pages.FILE)
+        shutil.copyfile(place / pages.FILE, new / pages.FILE)
         _sync(new / pages.FILE, 0o600)
     except OSError as error:
         raise from_os_error(error, f"copy the index to {new}") from error
 
 
-def _make_anew(store: Path, faults: Sequence[Fault]) -> int:
-    """The new index of what is whole, with the lost ranges from the copy; how many of those."""
+def _make_anew(store: Path, source: Path, faults: Sequence[Fault]) -> int:
+    """The new index of what is whole in *source*, with what *faults* lost of it from the copy;
+    how many records came from there."""
     new = _fresh(store)
     numbers = {name.decode(): number for number, name in enumerate(layout.DATABASES)}
     environment = lmdb.open(
@@ -140,6 +148,7 @@ def _make_anew(store: Path, faults: Sequence[Fault]) -> int:
         def write() -> None:
             with environment.begin(write=True) as txn:
                 for number, key, value in batch:
+                    # With its check, as it lay there.
                     txn.put(key, value, db=databases[number])
             batch.clear()
 
@@ -150,7 +159,7 @@ def _make_anew(store: Path, faults: Sequence[Fault]) -> int:
                     write()
 
         # Read once more, this time keeping what is there.
-        pages.audit(store / "index", keep=keep)
+        pages.audit(source, keep=keep, lock=source.name != DIRECTORY)
         from_copy = 0
         for name, key, value in _lost_ranges(store, faults, numbers):
             keep(name, key, value)
@@ -169,8 +178,8 @@ def _lost_ranges(
     store: Path, faults: Sequence[Fault], numbers: dict[str, int]
 ) -> Iterator[tuple[str, bytes, bytes]]:
     """What the copy has of the ranges of keys that were in damaged pages."""
-    place = _copy_of(store)
-    if place is None:
+    copy = _copy_of(store)
+    if copy is None or not faults:
         return
     # A damaged page of LMDB's own list of databases may have taken any of them.
     lost: list[tuple[str, bytes, bytes | None]] = []
@@ -180,7 +189,7 @@ def _lost_ranges(
         elif fault.database == "main":
             lost += [(name, b"", None) for name in numbers]
     environment = lmdb.open(
-        str(place), map_size=1 << 40, max_dbs=len(numbers) + 1, readonly=True, lock=False
+        str(copy[0]), map_size=1 << 40, max_dbs=len(numbers) + 1, readonly=True, lock=False
     )
     try:
         databases = {name: environment.open_db(name.encode(), create=False) for name in numbers}
@@ -192,7 +201,8 @@ def _lost_ranges(
                     for key, value in cursor.iternext():
                         if high is not None and key >= high:
                             break
-                        yield name, key, value
+                        if unseal(numbers[name], key, value) is not None:
+                            yield name, key, value
     finally:
         environment.close()
 
@@ -230,10 +240,11 @@ def _sync(path: Path, mode: int) -> None:
 def _relink(store: Path, lock: StoreLock) -> tuple[int, int]:
     """Point chunks at where the sidecars have them; how many moved, and how many are lost."""
     with View(store) as view:
+        sizes = {number: record for number, record in view.pack_table.items()}
+        _extend_packs(view, sizes)
         astray = _astray(view)
         places = _find(store, view, set(astray.values()))
         moved = lost = 0
-        sizes = {number: record for number, record in view.pack_table.items()}
         for number, sha256 in astray.items():
             key = layout.u48(number)
             record = view.chunks.get(ChunkNo(number))
@@ -246,14 +257,7 @@ def _relink(store: Path, lock: StoreLock) -> tuple[int, int]:
                     extent = record.extent.as_sound()
             else:
                 moved += 1
-                known = sizes.get(extent.pack)
-                if known is None or extent.offset + extent.stored_length > known.size:
-                    # Written since that commit: all of the file counts now.
-                    size = os.stat(view.packs.pack_path(extent.pack)).st_size
-                    known = (known or _NEW_PACK)._replace(size=size, flags=layout.PACK_SEALED)
-                    sizes[extent.pack] = known
-                    packed = layout.pack_pack(known)
-                    view.overlay.put(layout.PACKS, layout.pack_key(extent.pack), packed)
+                _extend_pack(view, sizes, extent)
             if extent != record.extent:
                 packed = layout.pack_chunk(record._replace(extent=extent))
                 view.overlay.put(layout.CHUNKS, key, packed)
@@ -264,6 +268,32 @@ def _relink(store: Path, lock: StoreLock) -> tuple[int, int]:
             finally:
                 writer.close()
         return moved, lost
+
+
+def _extend_packs(view: View, sizes: dict[PackNo, PackRecord]) -> None:
+    """Let the packs' records reach as far as what lies in them: they may be lost, or older."""
+    for _, value in view.overlay.scan(layout.CHUNKS, b"", b""):
+        extent = layout.unpack_chunk(value).extent
+        known = sizes.get(extent.pack)
+        if known is None or extent.offset + extent.stored_length > known.size:
+            _extend_pack(view, sizes, extent)
+
+
+def _extend_pack(view: View, sizes: dict[PackNo, PackRecord], extent: Extent) -> None:
+    known = sizes.get(extent.pack)
+    if known is not None and extent.offset + extent.stored_length <= known.size:
+        return
+    try:
+        size = os.stat(view.packs.pack_path(extent.pack)).st_size
+    except OSError:
+        # Gone with all that was in it.
+        return
+    if extent.offset + extent.stored_length > size:
+        return
+    # Written since that commit: all of the file counts now.
+    known = (known or _NEW_PACK)._replace(size=size, flags=layout.PACK_SEALED)
+    sizes[extent.pack] = known
+    view.overlay.put(layout.PACKS, layout.pack_key(extent.pack), layout.pack_pack(known))
 
 
 def _astray(view: View) -> dict[int, bytes]:

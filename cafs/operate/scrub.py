@@ -179,7 +179,7 @@ class Scrub:
         """Whether compaction or a sweep took the chunk away since the snapshot."""
         environment = self._view.environment
         with environment.begin() as txn:
-            value = txn.get(layout.u48(number), db=environment.databases[layout.CHUNKS])
+            value = environment.get(txn, layout.CHUNKS, layout.u48(number))
         return value is None or layout.unpack_chunk(value).extent != record.extent
 
 

@@ -1,4 +1,4 @@
-"""Sweep: taking out blobs and chunks that nothing refers to.
+"""Sweep: taking out blobs and chunks that nothing refers to, and what removed directories held.
 
 Deleting only counts references down; what reaches zero is queued in the index.  The sweep works
 the queue off in slices of a few milliseconds, so that it may stop at any point and nobody has
@@ -14,6 +14,7 @@ import trio
 
 from cafs.errors import CafsError
 from cafs.index import layout
+from cafs.notices import InodeChanged
 from cafs.store import Store
 from cafs.types import BlobNo, ChunkNo
 
@@ -24,6 +25,8 @@ SLICE_S = 0.002
 """Time at a stretch: about what a dozen requests of the mount take."""
 PARTS_AT_ONCE = 256
 LOOK_AHEAD = 256
+NAMES_AT_ONCE = 16
+"""Names that go between two looks at the clock."""
 
 
 class Sweeper:
@@ -32,8 +35,9 @@ class Sweeper:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._position = b""
+        self._changed: list[InodeChanged] = []
         self.swept = 0
-        """Blobs and chunks taken out since the store was opened."""
+        """Names, blobs and chunks taken out since the store was opened."""
 
     async def run(self) -> None:
         """Sweep whenever there is something, for ever."""
@@ -43,6 +47,9 @@ class Sweeper:
                 await self.once(self._store.options.sweep_rate)
             except CafsError as error:
                 log.warning("sweep stopped for now: %s", error)
+            except Exception:
+                # It must not end the mount: what is dead or removed only stays a while longer.
+                log.exception("defect in the sweep: it begins anew")
 
     async def once(self, rate: float | None = None) -> int:
         """Sweep until the queue is empty; how many went.  *rate* bounds them per second."""
@@ -52,6 +59,9 @@ class Sweeper:
             count, more = self._slice()
             total += count
             self.swept += count
+            if self._changed:
+                changed, self._changed = self._changed, []
+                await self._store.notices.tell(changed)
             if not more:
                 return total
             await self._store.make_room()
@@ -64,14 +74,20 @@ class Sweeper:
         store = self._store
         now_ns = store.clock.now_ns()
         end = store.clock.monotonic() + SLICE_S
+        count = 0
+        while store.tree.detached:
+            swept = store.sweep_detached(NAMES_AT_ONCE)
+            count += swept.entries
+            self._changed += map(InodeChanged, swept.changed)
+            if store.clock.monotonic() > end:
+                return count, True
         keys = [
             key
             for key, _ in islice(store.overlay.scan(layout.DEAD, self._position, b""), LOOK_AHEAD)
         ]
         if not keys:
             wrapped, self._position = self._position != b"", b""
-            return 0, wrapped
-        count = 0
+            return count, wrapped
         for key in keys:
             number = int.from_bytes(key[1:], "big")
             self._position = key

@@ -64,8 +64,13 @@ class Inodes:
                 counters.logical_bytes += (attr.size if linked else 0) - (
                     old.size if old is not None and was_linked else 0
                 )
-        self._overlay.put(layout.INODES, layout.u48(ino), layout.pack_inode(attr))
+        shown = old is None or _shown(old) != _shown(attr)
+        self._overlay.put(layout.INODES, layout.u48(ino), layout.pack_inode(attr), shown=shown)
         self._remember(ino, attr)
+
+    def moves_ahead(self, ino: Ino) -> None:
+        """Its users see more from now on than its record says, until that is put, too."""
+        self._overlay.mark_inode(ino)
 
     def remove(self, ino: Ino) -> None:
         """Delete a record that has no links left."""
@@ -77,6 +82,18 @@ class Inodes:
         """Remember, also over a crash, that the inode has no name and is to be removed."""
         self._overlay.put(layout.ORPHANS, layout.u48(ino), b"")
 
+    def drop_link(self, ino: Ino, attr: Attr, now_ns: int) -> bool:
+        """One name less for an inode that is no directory; whether it was its last."""
+        left = attr.nlink - 1
+        self.put(ino, attr._replace(nlink=left, ctime_ns=now_ns))
+        if left == 0:
+            self.add_orphan(ino)
+        return left == 0
+
+    def named(self, ino: Ino) -> None:
+        """The inode has a name from now on: take it off the list of orphans."""
+        self._overlay.delete(layout.ORPHANS, layout.u48(ino))
+
     def orphans(self) -> Iterator[Ino]:
         """Inodes without a name."""
         for key, _ in self._overlay.scan(layout.ORPHANS, b"", b""):
@@ -86,3 +103,14 @@ class Inodes:
         if len(self._cache) >= _CACHE:
             self._cache.clear()
         self._cache[ino] = attr
+
+
+def _shown(attr: Attr) -> tuple[int, ...]:
+    """What other readers of the index look at; link counts and the other times are not.
+
+    Of a directory they need no more than who may enter it and where ``..`` leads, so it is not
+    pending whenever one of its names is.
+    """
+    if stat.S_ISDIR(attr.mode):
+        return attr.mode, attr.uid, attr.gid, attr.aux
+    return attr.mode, attr.uid, attr.gid, attr.size, attr.mtime_ns, attr.blob, attr.aux

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import stat
 import struct
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from cafs.errors import FsError
@@ -88,6 +89,28 @@ def inherited(default: bytes, mode: int) -> tuple[int, bytes | None]:
     ]
     mode, plain = mode_of_acl(entries, mode)
     return mode, None if plain else format_acl(entries)
+
+
+def acl_allows(
+    entries: list[Entry], gid: int, uid: int, in_group: Callable[[int], bool], wanted: int
+) -> bool:
+    """Whether an access ACL gives *wanted* (bits of 7) to a user who is not the owner.
+
+    acl(5), "ACCESS CHECK ALGORITHM"; *gid* is the inode's group, *in_group* knows the user's.
+    """
+    mask = next((entry.permissions for entry in entries if entry.tag == _MASK), 7)
+    for entry in entries:
+        if entry.tag == _USER and entry.id == uid:
+            return entry.permissions & mask & wanted == wanted
+    groups = [
+        entry.permissions & mask
+        for entry in entries
+        if (entry.tag == _GROUP_OBJ and in_group(gid))
+        or (entry.tag == _GROUP and in_group(entry.id))
+    ]
+    if groups:
+        return any(bits & wanted == wanted for bits in groups)
+    return any(entry.tag == _OTHER and entry.permissions & wanted == wanted for entry in entries)
 
 
 def after_write(attr: Attr) -> Attr:

@@ -19,6 +19,7 @@ from cafs.index import layout
 from cafs.index.counters import Counters
 from cafs.index.overlay import Overlay
 from cafs.tree import permissions
+from cafs.tree.detached import Detached, is_detached
 from cafs.tree.inodes import Inodes
 from cafs.tree.names import Found, Names
 from cafs.tree.xattrs import Xattrs
@@ -44,6 +45,7 @@ class Tree:
         self.inodes = Inodes(overlay, counters)
         self.names = Names(overlay)
         self.xattrs = Xattrs(overlay)
+        self.detached = Detached(self.inodes, self.names)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -76,6 +78,11 @@ class Tree:
             raise FsError(errno.ENOTDIR)
         return attr
 
+    def _not_removed(self, ino: Ino, directory: Attr) -> None:
+        """Raise FsError(ENOENT) if a directory has no name, or lies in one that has none."""
+        if directory.nlink == 0 or (self.detached and self.detached.holds(ino)):
+            raise FsError(errno.ENOENT)
+
     def _find(self, parent: Ino, directory: Attr, name: bytes) -> Found | None:
         if len(name) > NAME_MAX:
             raise FsError(errno.ENAMETOOLONG)
@@ -105,8 +112,7 @@ class Tree:
         directory = self._directory(parent)
         if self._find(parent, directory, name) is not None:
             raise FsError(errno.EEXIST)
-        if directory.nlink == 0:
-            raise FsError(errno.ENOENT)
+        self._not_removed(parent, directory)
         if target is not None and len(target) > SYMLINK_MAX:
             raise FsError(errno.ENAMETOOLONG)
         is_directory = stat.S_ISDIR(mode)
@@ -143,13 +149,63 @@ class Tree:
             raise FsError(errno.EPERM)
         if self._find(parent, directory, name) is not None:
             raise FsError(errno.EEXIST)
-        if attr.nlink == 0 or directory.nlink == 0:
+        if attr.nlink == 0:
             raise FsError(errno.ENOENT)
+        self._not_removed(parent, directory)
         if attr.nlink >= LINK_MAX:
             raise FsError(errno.EMLINK)
         now = self._clock.now_ns()
         self._enter(parent, name, ino, attr.mode, now)
         self.inodes.put(ino, attr._replace(nlink=attr.nlink + 1, ctime_ns=now))
+
+    def nameless(self, mode: int, uid: int, gid: int, target: bytes | None = None) -> Ino:
+        """Make an inode that no name leads to yet, for place(); until then it is an orphan."""
+        now = self._clock.now_ns()
+        ino = self.inodes.allocate()
+        is_directory = stat.S_ISDIR(mode)
+        size = DIRECTORY_SIZE if is_directory else len(target or b"")
+        aux = ROOT if is_directory else 0
+        self.inodes.put(ino, Attr(mode, uid, gid, 0, size, now, now, now, NO_BLOB, aux, 0))
+        self.inodes.add_orphan(ino)
+        self.xattrs.is_new(ino)
+        if target is not None:
+            self._overlay.put(layout.SYMLINKS, layout.u48(ino), target)
+        return ino
+
+    def place(self, ino: Ino, parent: Ino, name: bytes, subdirectories: int = 0) -> Ino | None:
+        """Give a nameless inode its first name, in one step also where something else has it.
+
+        A directory that was filled has so many *subdirectories*.  Returns the inode whose last
+        name was taken, if any.  ENOENT, and as rename(2) EISDIR, ENOTDIR, ENOTEMPTY.
+        """
+        attr, directory = self.inodes.get(ino), self._directory(parent)
+        replaced = self._find(parent, directory, name)
+        self._not_removed(parent, directory)
+        return self._place(ino, attr, parent, name, subdirectories, replaced)
+
+    def place_below(self, ino: Ino, parent: Ino, name: bytes, subdirectories: int = 0) -> None:
+        """As place(), for a new name in a directory that has no name yet itself."""
+        self._place(ino, self.inodes.get(ino), parent, name, subdirectories, None)
+
+    def _place(
+        self,
+        ino: Ino,
+        attr: Attr,
+        parent: Ino,
+        name: bytes,
+        subdirectories: int,
+        replaced: Found | None,
+    ) -> Ino | None:
+        if replaced is None and self.names.place(parent, name) is None:
+            raise FsError(errno.ENOSPC, "too many names of this directory collide")
+        now = self._clock.now_ns()
+        gone = self._replace(parent, attr, replaced, now) if replaced is not None else None
+        is_directory = int(stat.S_ISDIR(attr.mode))
+        self._enter(parent, name, ino, attr.mode, now, is_directory)
+        nlink, aux = (2 + subdirectories, parent) if is_directory else (1, attr.aux)
+        self.inodes.put(ino, attr._replace(nlink=nlink, aux=aux, ctime_ns=now))
+        self.inodes.named(ino)
+        return gone
 
     def _enter(
         self, parent: Ino, name: bytes, ino: Ino, mode: int, now: int, subdirectories: int = 0
@@ -168,7 +224,8 @@ class Tree:
         self.inodes.put(
             ino,
             attr._replace(
-                nlink=attr.nlink + subdirectories,
+                # One without a name has no links, whatever is put into it (see place()).
+                nlink=attr.nlink and attr.nlink + subdirectories,
                 mtime_ns=now,
                 ctime_ns=now,
                 blob=BlobNo(attr.blob + entries),
@@ -194,29 +251,38 @@ class Tree:
         return found.ino, self._drop_link(found.ino, attr, now)
 
     def _drop_link(self, ino: Ino, attr: Attr, now: int) -> bool:
-        left = 0 if stat.S_ISDIR(attr.mode) else attr.nlink - 1
-        self.inodes.put(ino, attr._replace(nlink=left, ctime_ns=now))
-        if left == 0:
-            self.inodes.add_orphan(ino)
-        return left == 0
+        if stat.S_ISDIR(attr.mode):
+            self.detached.orphan(ino, attr, now)
+            return True
+        return self.inodes.drop_link(ino, attr, now)
 
     def rmdir(self, parent: Ino, name: bytes) -> Ino:
         """Remove an empty directory; it stays as an orphan until reap()."""
+        found = self._need(parent, self._directory(parent), name)
+        if self._directory(found.ino).blob:
+            raise FsError(errno.ENOTEMPTY)
+        return self.detach(parent, name)
+
+    def detach(self, parent: Ino, name: bytes) -> Ino:
+        """Remove a directory with all that is below it, in one step (cafs.tree.detached)."""
         directory = self._directory(parent)
         found = self._need(parent, directory, name)
         attr = self._directory(found.ino)
-        if attr.blob:
-            raise FsError(errno.ENOTEMPTY)
         now = self._clock.now_ns()
         self.names.remove(parent, found.cookie)
         self._touch_directory(parent, now, -1, -1)
         self._drop_link(found.ino, attr, now)
+        if attr.blob:
+            self.detached.add(found.ino)
         return found.ino
 
     def reap(self, ino: Ino) -> None:
-        """Remove an orphan that nobody holds any more, with all that hangs on it."""
+        """Remove an orphan that nobody holds any more, with all that hangs on it.
+
+        One that still has entries stays: it goes when they are gone.
+        """
         attr = self.inodes.find(ino)
-        if attr is None or attr.nlink:
+        if attr is None or attr.nlink or is_detached(attr):
             return
         if stat.S_ISREG(attr.mode) and attr.blob:
             self._blobs.unref(attr.blob)
@@ -248,8 +314,7 @@ class Tree:
             raise FsError(errno.EEXIST)
         if replaced is not None and replaced.ino == moved.ino:
             return None
-        if target.nlink == 0:
-            raise FsError(errno.ENOENT)
+        self._not_removed(new_parent, target)
         if replaced is None and self.names.place(new_parent, new_name) is None:
             raise FsError(errno.ENOSPC, "too many names of this directory collide")
         now = self._clock.now_ns()

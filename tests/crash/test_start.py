@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cafs.config import MountOptions, StoreParams
-from cafs.store import AUDIT_BUDGET_S, Store, create
+from cafs.newstore import create
+from cafs.store import AUDIT_BUDGET_S, Store
 from cafs.types import ROOT, Ino
 from tests.model.storethread import QUIET, StoreThread
 from tests.mount.mounted import Mount

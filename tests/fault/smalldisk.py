@@ -108,6 +108,7 @@ class SmallDiskMount(Mount):
         self.root = self.base / "mnt"
         self.log = self.base / "daemon.log"
         self._options = options
+        self._settings = ()
         self._process = None
         self._announced = []
         self.root.mkdir()

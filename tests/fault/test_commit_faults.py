@@ -20,7 +20,8 @@ import trio
 
 from cafs.config import MountOptions
 from cafs.errors import CafsError, DiskError, DiskFullError, ReadOnlyError
-from cafs.store import Store, create
+from cafs.newstore import create
+from cafs.store import Store
 from cafs.types import ROOT
 from cafs.view import View
 from tests.fault.faulty import Fault, FaultyDisk

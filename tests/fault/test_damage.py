@@ -17,11 +17,12 @@ import pytest
 
 from cafs import control
 from cafs.blobs import recipe
+from cafs.index import layout
 from cafs.types import ROOT, ChunkNo, Extent, Ino
 from cafs.view import View
 from tests.fault.smalldisk import wait_until
 from tests.mount.mounted import Mount
-from tests.unit.damaged_index import break_leaf, break_root
+from tests.unit.damaged_index import break_leaf, break_root, flip
 
 FILES = 200
 
@@ -234,6 +235,58 @@ def test_a_damaged_page_of_the_index_is_eio_for_what_lay_in_it(
     filled.run("rebuild", str(filled.store))
     filled.start()
     assert not _look(filled)[1]
+    filled.unmount()
+    assert "is clean" in filled.run("check", str(filled.store))
+
+
+def _record(store: Path, database: str, directory: str, name: str) -> bytes:
+    """The key of a record that only one file needs."""
+    with View(store) as view:
+        parent = view.tree.lookup(ROOT, directory.encode())
+        assert parent is not None
+        ino = view.tree.lookup(parent, name.encode())
+        assert ino is not None
+        blob = view.tree.inodes.get(ino).blob
+        (chunk,) = recipe.chunk_refs(part for _, part in view.blobs.parts(blob, 0, 2000))
+    return {
+        "entries": layout.entry_key(parent, layout.name_cookie(name.encode())),
+        "inodes": layout.u48(ino),
+        "blobs": layout.u48(blob),
+        "chunks": layout.u48(chunk),
+    }[database]
+
+
+@pytest.mark.parametrize("database", ["entries", "inodes", "blobs", "chunks"])
+def test_a_flipped_bit_of_the_index_is_eio_for_exactly_its_record(
+    filled: Mount, database: str
+) -> None:
+    index = filled.store / "index"
+    flip(index, database, _record(filled.store, database, "many", "file 7"), bit=77)
+    told = filled.run("check", str(filled.store), code=8)
+    assert f"of index database {database} is damaged: the value of key" in told
+    filled.start()
+    good, bad = _look(filled)
+    assert bad == {"many/file 7"}
+    assert len(good) == FILES + 3
+    assert f"of index database {database} is damaged" in _log(filled)
+    (filled.root / "new").write_bytes(b"writing goes on")
+    filled.restart()
+    assert _look(filled)[1] == bad
+    assert (filled.root / "new").read_bytes() == b"writing goes on"
+    filled.unmount()
+    filled.run("rebuild", str(filled.store))
+    filled.start()
+    assert not _look(filled)[1]
+    filled.unmount()
+    assert "is clean" in filled.run("check", str(filled.store))
+
+
+def test_a_flipped_bit_of_a_name_s_key_does_not_hide_the_name(filled: Mount) -> None:
+    key = _record(filled.store, "entries", "many", "file 7")
+    flip(filled.store / "index", "entries", key, in_key=True)
+    filled.start()
+    assert not _look(filled)[1]
+    assert "key " in _log(filled) and "put right" in _log(filled)
     filled.unmount()
     assert "is clean" in filled.run("check", str(filled.store))
 

@@ -16,7 +16,8 @@ import pytest
 
 from cafs.config import MountOptions
 from cafs.errors import CafsError, ReadOnlyError
-from cafs.store import Store, create
+from cafs.newstore import create
+from cafs.store import Store
 from cafs.types import ROOT
 from tests.fault.faulty import Fault, FaultyDisk
 from tests.fault.smalldisk import SmallDisk, SmallDiskMount, wait_until

@@ -15,7 +15,8 @@ import trio
 
 from cafs.config import MountOptions, StoreParams
 from cafs.errors import CafsError
-from cafs.store import create, open_store
+from cafs.newstore import create
+from cafs.store import open_store
 from cafs.types import ROOT
 from tests.fault.faulty import Fault, FaultyDisk
 

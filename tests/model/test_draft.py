@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from cafs.blobs import recipe
 from cafs.config import StoreParams
 from cafs.index import layout
-from cafs.store import Store, create
+from cafs.newstore import create
+from cafs.store import Store
 from cafs.types import ROOT, Attr, ChunkNo, Ino
 from tests.model.storethread import StoreThread
 

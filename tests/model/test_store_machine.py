@@ -29,10 +29,11 @@ from hypothesis.stateful import (
 )
 
 from cafs.errors import FsError
+from cafs.newstore import create
 from cafs.operate.check import Check
 from cafs.operate.compact import Compactor
 from cafs.operate.sweep import Sweeper
-from cafs.store import Store, create
+from cafs.store import Store
 from cafs.types import ROOT, Ino
 from cafs.view import View
 from tests.model.audit import audit

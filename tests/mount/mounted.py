@@ -61,6 +61,7 @@ class Mount:
         self.root = self.base / "mnt"
         self.log = self.base / "daemon.log"
         self._options = options
+        self._settings: tuple[str, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._announced: list[re.Pattern[bytes]] = []
         self.root.mkdir()
@@ -70,14 +71,18 @@ class Mount:
             shutil.rmtree(self.base, ignore_errors=True)
             raise
 
+    def configure(self, settings: Path) -> None:
+        """Let every ``cafs mount`` read this settings file, too."""
+        self._settings = ("--config", str(settings))
+
     @property
     def pid(self) -> int:
         """The daemon's process id."""
         assert self._process is not None, "the daemon is not running"
         return self._process.pid
 
-    def run(self, *arguments: str) -> str:
-        """Run one cafs command to its end and return what it printed; it must succeed."""
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """Run one cafs command to its end and return what it printed; it must end with *code*."""
         done = subprocess.run(
             [*COMMAND, *arguments],
             env=_environment(),
@@ -86,7 +91,7 @@ class Mount:
             timeout=STOP_TIMEOUT_S,
             check=False,
         )
-        assert done.returncode == 0, (
+        assert done.returncode == code, (
             f"cafs {arguments}: {done.returncode}: {done.stdout!r} {done.stderr!r}"
         )
         return done.stdout.decode(errors="replace")
@@ -96,7 +101,14 @@ class Mount:
         assert self._process is None, "the daemon runs already"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, "mount", str(self.store), str(self.root), *self._options],
+                [
+                    *COMMAND,
+                    "mount",
+                    str(self.store),
+                    str(self.root),
+                    *self._settings,
+                    *self._options,
+                ],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

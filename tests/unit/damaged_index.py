@@ -58,3 +58,25 @@ def break_root(index: Path) -> None:
     data = bytearray(file.read_bytes())
     data[: 2 * SIZE] = bytes(2 * SIZE)
     file.write_bytes(data)
+
+
+def flip(index: Path, database: str, key: bytes, *, in_key: bool = False, bit: int = 0) -> None:
+    """Flip one bit of the value that a key has, or of the key; in pages of older commits, too."""
+    values: list[bytes] = []
+
+    def keep(name: str, found: bytes, value: bytes) -> None:
+        if (name, found) == (database, key):
+            values.append(value)
+
+    pages.audit(index, keep=keep)
+    record = key + values[0]
+    file = index / pages.FILE
+    data = bytearray(file.read_bytes())
+    place = data.find(record)
+    assert place >= 0
+    while place >= 0:
+        # Counted from the end of what is flipped, where numbers in keys have their low bits.
+        end = place + (len(key) if in_key else len(record))
+        data[end - 1 - bit // 8] ^= 1 << bit % 8
+        place = data.find(record, place + 1)
+    file.write_bytes(data)

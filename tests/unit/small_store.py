@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from cafs import store as stores
+from cafs import newstore
 from cafs.config import MountOptions, StoreParams
 from cafs.index import layout
 from cafs.index.counters import KEY as COUNTERS_KEY
@@ -63,7 +63,7 @@ async def _fill(path: Path) -> None:
 
 def make(path: Path) -> Path:
     """Make it at *path*."""
-    stores.create(path, PARAMS)
+    newstore.create(path, PARAMS)
     trio.run(_fill, path)
     return path
 

@@ -16,7 +16,8 @@ from cafs.blobs.blobs import Digests
 from cafs.blobs.recipe import Part
 from cafs.errors import IndexDamagedError
 from cafs.index import layout
-from cafs.store import Store, create
+from cafs.newstore import create
+from cafs.store import Store
 from cafs.types import NO_BLOB, BlobNo, Ino
 from tests.model.storethread import StoreThread
 from tests.model.test_draft import SMALL

@@ -13,7 +13,8 @@ import xxhash
 from cafs.blobs import codec
 from cafs.blobs.pack import StoredChunk
 from cafs.errors import DiskFullError, IndexDamagedError
-from cafs.store import Store, create
+from cafs.newstore import create
+from cafs.store import Store
 from cafs.types import ChunkNo
 from tests.model.storethread import StoreThread
 from tests.model.test_draft import SMALL

@@ -29,7 +29,7 @@ def test_the_documented_exit_codes_are_those_of_the_table() -> None:
 def test_every_documented_command_exists() -> None:
     documents = [ROOT / "README.md", ROOT / "docs" / "cli.md"]
     for document in documents:
-        for name in re.findall(r"(?:^|`|\n|bin/)cafs ([a-z]+)", document.read_text()):
+        for name in re.findall(r"(?:^|`|\n|bin/)cafs ([a-z]+(?:-[a-z]+)*)", document.read_text()):
             assert name in program.cafs.commands, f"{document.name}: cafs {name}"
 
 

@@ -17,7 +17,8 @@ from cafs.errors import CafsError, DiskFullError
 from cafs.index import layout
 from cafs.index.committer import Committer
 from cafs.index.overlay import Layer, Overlay
-from cafs.store import Store, create
+from cafs.newstore import create
+from cafs.store import Store
 from cafs.types import ROOT
 from tests.model.storethread import StoreThread
 from tests.unit.test_overlay import Index

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cafs import storefile
+from cafs._index import unseal
 from cafs.blobs import codec, fileheader, recipe, sidecar
 from cafs.blobs.blobs import Digests
 from cafs.blobs.codec import CODECS
@@ -22,7 +23,7 @@ from cafs.blobs.recipe import KINDS
 from cafs.blobs.sidecar import RECORD_LENGTH, SidecarRecord, read_sidecar
 from cafs.config import StoreParams
 from cafs.durable import Disk
-from cafs.index import layout
+from cafs.index import layout, pending
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.counters import Counters
 from cafs.index.env import MAP_SIZE, MAX_READERS
@@ -64,6 +65,15 @@ def rows(title: str) -> list[list[str]]:
     """The cells of the first table of a section, without its head."""
     lines = [line for line in section(title).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def index_value(name: str) -> bytes:
+    """The value of a block of the index, without its check, which must be right."""
+    data = example(f"index-{name}")
+    database, key = next((db, key) for each, (db, key, _) in index_example() if each == name)
+    value = unseal(database, key, data[len(key) :])
+    assert value is not None
+    return value
 
 
 @pytest.fixture
@@ -188,7 +198,11 @@ def test_the_packed_row_is_eight_chunks() -> None:
 
 @pytest.mark.parametrize(("name", "record"), list(index_example()))
 def test_the_example_of_the_index_is_what_the_code_writes(name: str, record: Record) -> None:
-    _, key, value = record
+    database, key, value = record
+    seed = xxhash.xxh3_64_intdigest(key, database)
+    check = xxhash.xxh3_64_intdigest(value, seed) & 0xFFFFFFFF
+    if database not in layout.UNCHECKED:
+        value += check.to_bytes(4, "little")
     assert example(f"index-{name}") == key + value
 
 
@@ -199,32 +213,32 @@ def test_no_block_of_the_index_is_left_out() -> None:
 
 def test_the_example_can_be_read() -> None:
     """Not by way of the code that wrote it: numbers straight from the document's text."""
-    file = layout.unpack_inode(example("index-inode")[6:])
+    file = layout.unpack_inode(index_value("inode"))
     assert (file.mode, file.uid, file.nlink, file.size) == (0o100644, 1000, 1, 4414)
     assert file.mtime_ns - file.atime_ns == 10**9 + 1
     assert (file.blob, file.aux, file.flags) == (12, 4096, 0)
     entry = example("index-entry")
     assert layout.from_u48(entry) == ROOT
     assert layout.entry_cookie(entry[:14]) == 0x7392467AF60F364E
-    assert layout.split_entry(entry[14:]) == (1000, 8, b"app.bits")
-    blob = layout.unpack_blob(example("index-blob")[6:])
+    assert layout.split_entry(index_value("entry")) == (1000, 8, b"app.bits")
+    blob = layout.unpack_blob(index_value("blob"))
     assert (blob.size, blob.refs, blob.flags) == (4414, 1, 4)
-    assert blob.parts == example("recipe") == example("index-blob")[0x4A:]
-    chunk = layout.unpack_chunk(example("index-chunk-42")[6:])
+    assert blob.parts == example("recipe") == example("index-blob")[0x4A:-4]
+    chunk = layout.unpack_chunk(index_value("chunk-42"))
     assert (chunk.extent.pack, chunk.extent.offset, chunk.extent.codec) == (7, 46, 1)
     assert (chunk.extent.stored_length, chunk.extent.raw_length, chunk.refs) == (31, 300, 1)
     assert layout.digest_number(example("index-chunk-42-by-sha256")) == 42
     assert chunk.sha256.startswith(example("index-chunk-42-by-sha256")[:8])
-    pack = layout.unpack_pack(example("index-pack-7")[4:])
+    pack = layout.unpack_pack(index_value("pack-7"))
     assert pack == PackRecord(len(example("pack")), 45, 2, 0, 0)
-    counters = Counters.decode(example("index-counters")[8:])
+    counters = Counters.decode(index_value("counters"))
     assert (counters.generation, counters.next_ino, counters.stored_bytes) == (3, 1001, 45)
 
 
 def test_what_passes_over_all_records_take_is_the_same() -> None:
-    assert layout.inode_content(example("index-inode")[6:]) == (0o100644, 1, 4414, 12)
-    assert layout.blob_use(example("index-blob")[6:]) == (1, layout.BLOB_HOLES)
-    assert layout.chunk_use(example("index-chunk-42")[6:]) == (31, 300, 1)
+    assert layout.inode_content(index_value("inode")) == (0o100644, 1, 4414, 12)
+    assert layout.blob_use(index_value("blob")) == (1, layout.BLOB_HOLES)
+    assert layout.chunk_use(index_value("chunk-42")) == (31, 300, 1)
 
 
 @pytest.fixture
@@ -238,7 +252,8 @@ def store(tmp_path: Path) -> Path:
     (tmp_path / storefile.NAME).write_bytes(storefile.render(content))
     layer: Layer = [{} for _ in layout.DATABASES]
     for name, (database, key, _) in index_example():
-        layer[database][key] = example(f"index-{name}")[len(key) :]
+        # The writer puts the check behind it, which is that of the example.
+        layer[database][key] = index_value(name)
     lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
     writer = IndexWriter(tmp_path / "index", lock)
     try:
@@ -301,11 +316,11 @@ def test_rows_keep_their_bounds(store: Path, literal_length: int) -> None:
         ("Part: hole", len(recipe.encode([recipe.hole(1)]))),
         ("Row that is plain or packed", 5),
         ("Record of counters", len(Counters().encode())),
-        ("Record of an inode", len(example("index-inode")) - 6),
+        ("Record of an inode", len(index_value("inode"))),
         ("Entry", len(layout.entry_value(ROOT, 4, b""))),
         ("Record of a blob", layout.BLOB_HEADER),
-        ("Record of a chunk", len(example("index-chunk-41")) - 6),
-        ("Record of a pack", len(example("index-pack-7")) - 4),
+        ("Record of a chunk", len(index_value("chunk-41"))),
+        ("Record of a pack", len(index_value("pack-7"))),
     ],
 )
 def test_tables_tile_their_record(title: str, length: int) -> None:
@@ -337,6 +352,12 @@ def test_every_database_is_told_in_its_order() -> None:
     assert f"Up to {MAX_READERS} readers" in section("Index")
 
 
+def test_databases_without_checks_are_told() -> None:
+    text = section("Check of a value").split(", whose values")[0]
+    told = re.findall(r"`(\w+)`", text)
+    assert told == [layout.DATABASES[number].decode() for number in sorted(layout.UNCHECKED)]
+
+
 def test_flags_are_those_of_the_code() -> None:
     flags = {
         "Record of an inode": [layout.INODE_PROBED],
@@ -347,6 +368,24 @@ def test_flags_are_those_of_the_code() -> None:
         meaning = next(meaning for *_, field, meaning in rows(title) if field == "flags")
         assert re.findall(r"bit (\d)", meaning) == [str(bit.bit_length() - 1) for bit in bits]
     assert DAMAGED << 24 == 1 << 31
+
+
+def test_the_pending_file_is_what_the_document_says(tmp_path: Path) -> None:
+    table = rows("Pending file")
+    at = 0
+    for offset, size, *_ in table[:7]:
+        assert int(offset) == at
+        at += int(size)
+    assert at == pending.HEADER.size
+    magic = next(meaning for *_, field, meaning in table if field == "magic")
+    assert magic == f"`{pending.MAGIC.decode()}`"
+    bits = next(meaning for *_, field, meaning in table if field == "bits")
+    assert f"{pending.BITS_MIN} to {pending.BITS_MAX}, usually {pending.BITS}" in bits
+    path = pending.default_path(STORE_ID)
+    assert str(path).replace(STORE_ID.hex(), "<store id in hex>") in section("Pending file")
+    made = pending.Pending(tmp_path / "file", 10)
+    assert (tmp_path / "file").stat().st_size == 64 + 2 * 128
+    made.close()
 
 
 @pytest.mark.parametrize("title", ["Header of a pack", "Header of a sidecar"])

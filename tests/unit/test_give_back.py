@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from cafs import store as stores
+from cafs import newstore
 from cafs.operate.compact import Compactor
 from cafs.operate.give_back import compact_now, compact_offline
 from cafs.operate.index_copy import DIRECTORY, IndexCopier
@@ -48,7 +48,7 @@ def test_after_deleting_everything_a_store_is_as_large_as_an_empty_one(
 ) -> None:
     path, empty = tmp_path / "store", tmp_path / "empty"
     for each in (path, empty):
-        stores.create(each, PARAMS)
+        newstore.create(each, PARAMS)
     trio.run(_fill_and_empty, path)
     assert run_cafs("compact", empty).returncode == 0
     assert _allocated(path / "packs") > 1_000_000

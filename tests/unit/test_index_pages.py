@@ -12,7 +12,7 @@ import lmdb
 import pytest
 
 from cafs.errors import IndexDamagedError
-from cafs.index import pages
+from cafs.index import fence, pages
 from tests.conftest import ROOT
 
 KEYS = 6000
@@ -119,7 +119,7 @@ def test_what_is_damaged_answers_with_an_error_and_is_never_just_missing(
         _damage(data, how, rng.randrange(2, len(data) // SIZE - 1), rng)
         file.write_bytes(data)
         try:
-            faults = pages.guard(index, 60).faults
+            faults = fence.guard(index, 60).faults
         except IndexDamagedError:
             found += 1
             continue
@@ -140,7 +140,7 @@ def test_a_fenced_page_is_still_a_fault_the_next_time(index: Path) -> None:
     )
     data[leaf * SIZE : (leaf + 1) * SIZE] = bytes(SIZE)
     file.write_bytes(data)
-    first = pages.guard(index, 60).faults
+    first = fence.guard(index, 60).faults
     if first:
         assert pages.audit(index).faults
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from cafs.errors import IndexDamagedError
-from cafs.index import pages
+from cafs.index import fence, pages
 from cafs.operate.give_back import compact_offline
 from cafs.operate.index_copy import DIRECTORY, IndexCopier, copy_index
 from cafs.operate.rebuild import rebuild
@@ -87,7 +87,7 @@ def test_what_lay_in_a_damaged_page_comes_from_the_copy(store: Path, database: s
 def test_a_page_that_was_fenced_off_comes_back_too(store: Path) -> None:
     before = _contents(store)
     break_leaf(store / "index", "entries")
-    assert pages.guard(store / "index", 60).faults
+    assert fence.guard(store / "index", 60).faults
     assert rebuild(store, _nothing).from_copy > 0
     assert _contents(store) == before
 

@@ -1,0 +1,1 @@
+"""The blobstore protocol of Cloud Foundry over the tree."""

@@ -1,0 +1,167 @@
+"""One nginx: tested, started, reloaded and stopped.
+
+Owns the process and its pid file.  Invariant: a running nginx is never given a configuration
+that ``nginx -t`` refuses, and what it says goes to our log, a line for a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+from typing import Final
+
+import trio
+
+from cafs.errors import NginxError
+from cafs.serve.child import Child, how_it_ended
+from cafs.serve.nginx_config import PID_FILE
+from cafs.serve.plan import Plan
+
+START_PATIENCE_S: Final = 20.0
+GRACE_S: Final = 20.0
+"""How long running requests may take to finish when nginx is told to go."""
+
+_POLL_S = 0.02
+_LINE = re.compile(r"(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d |nginx: )\[(\w+)\] (.*)")
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "notice": logging.INFO,
+    "warn": logging.WARNING,
+}
+_logger = logging.getLogger(__name__)
+
+
+def test(plan: Plan) -> None:
+    """Ask nginx whether it takes the plan's files; raises :class:`NginxError` if not."""
+    try:
+        done = subprocess.run(
+            [*_command(plan), "-t"], capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise NginxError(f"{plan.nginx.program}: cannot be run: {error.strerror}") from None
+    if done.returncode == 0:
+        return
+    said = [match[2] for match in map(_LINE.match, done.stderr.splitlines()) if match]
+    reason = said[-1] if said else done.stderr.strip()[-300:]
+    if "binary compatible" in reason and plan.module is not None:
+        raise NginxError(
+            f"{plan.module} was built for another nginx than {plan.nginx.version}: {reason}",
+            advice="build it again: native/nginx/build.sh",
+        )
+    raise NginxError(
+        f"nginx refuses its configuration: {reason}", advice=f"see {plan.config}, and the settings"
+    )
+
+
+def replace(plan: Plan) -> None:
+    """Put the plan's files in the place of those that are there, if nginx takes them.
+
+    Raises :class:`NginxError` when it does not; then the old ones are there again.
+    """
+    kept = {
+        path: path.read_bytes()
+        for path in (plan.config, plan.include)
+        if path is not None and path.exists()
+    }
+    plan.write()
+    try:
+        test(plan)
+    except NginxError:
+        for path, content in kept.items():
+            path.write_bytes(content)
+        raise
+
+
+def _command(plan: Plan) -> list[str]:
+    return [
+        *(str(plan.nginx.program), "-p", str(plan.run_dir), "-e", "stderr"),
+        *("-c", str(plan.config)),
+    ]
+
+
+class NginxProcess:
+    """A running nginx."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Start it; :meth:`ready` waits until it listens.  Raises :class:`NginxError`."""
+        self._pid_file = plan.run_dir / PID_FILE
+        self._pid_file.unlink(missing_ok=True)
+        self._said: list[str] = []
+        reader, writer = os.pipe()
+        try:
+            self.child = Child([*_command(plan), "-g", "daemon off;"], stderr=writer)
+        except OSError as error:
+            os.close(reader)
+            raise NginxError(f"{plan.nginx.program}: cannot be run: {error.strerror}") from None
+        finally:
+            os.close(writer)
+        self._output = trio.lowlevel.FdStream(reader)
+
+    async def ready(self) -> None:
+        """Return when it listens; raises :class:`NginxError` when it ends instead."""
+        with trio.move_on_after(START_PATIENCE_S):
+            # It writes this file when its sockets are open.
+            while not (self._pid_file.exists() and self._pid_file.stat().st_size):
+                with trio.move_on_after(_POLL_S):
+                    status = await self.child.wait()
+                    raise NginxError(f"nginx {how_it_ended(status)}: {await self._last_words()}")
+            return
+        raise NginxError(f"nginx did not listen within {START_PATIENCE_S:g} s")
+
+    async def _last_words(self) -> str:
+        # What it said may lie in the pipe still, and the task that logs it may be waiting.
+        with trio.move_on_after(1.0):
+            while not self._said:
+                await trio.sleep(_POLL_S)
+        return self._said[-1] if self._said else "it said nothing"
+
+    async def log_output(self) -> None:
+        """Log what it says until it and its workers are gone."""
+        rest = b""
+        try:
+            async for data in self._output:
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._log(line.decode(errors="replace"))
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            return
+
+    def _log(self, line: str) -> None:
+        match = _LINE.match(line)
+        level = _LEVELS.get(match[1], logging.ERROR) if match else logging.WARNING
+        text = match[2] if match else line
+        self._said = [*self._said[-9:], text]
+        _logger.log(level, "nginx: %s", text)
+
+    def reload(self) -> None:
+        """Let it read its configuration again; running requests finish with the old one."""
+        self.child.send(signal.SIGHUP)
+
+    def reopen_logs(self) -> None:
+        """Let it open its log files again, after somebody moved them."""
+        self.child.send(signal.SIGUSR1)
+
+    async def stop(self) -> None:
+        """Let running requests finish, for :data:`GRACE_S`; then end it."""
+        for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGKILL):
+            self.child.send(number)
+            with trio.move_on_after(GRACE_S):
+                await self.child.wait()
+                return
+            _logger.warning("nginx did not end on %s in %g s", number.name, GRACE_S)
+
+    async def close(self) -> None:
+        """End it at once if it still runs, and let go of it.
+
+        Workers that a dead master left behind finish their requests and listen no more.
+        """
+        if self.child.process.poll() is None:
+            self.child.send_group(signal.SIGKILL)
+        else:
+            self.child.send_group(signal.SIGQUIT)
+        self.child.close()
+        await self._output.aclose()

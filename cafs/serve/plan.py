@@ -1,0 +1,199 @@
+"""What is to run in front of a store: the settings, turned into files for nginx.
+
+Invariant: :func:`make` changes nothing and raises whatever can be foreseen; only
+:meth:`Plan.write` writes, and only below the plan's own directory.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cafs import storefile
+from cafs.config import Settings
+from cafs.durable import Disk
+from cafs.errors import AccessError, ConfigError, from_os_error
+from cafs.http_options import HttpOptions
+from cafs.serve import nginx_config, nginx_program
+from cafs.serve.nginx_config import Credentials, Directory, Indexed
+from cafs.serve.nginx_program import Nginx
+from cafs.serve_options import ServeOptions
+
+CONFIG: Final = "nginx.conf"
+SOCKET: Final = "http.sock"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration of nginx that has not been written yet."""
+
+    nginx: Nginx
+    run_dir: Path
+    text: str
+    secret_include: str | None
+    module: Path | None
+
+    @property
+    def config(self) -> Path:
+        """Where :meth:`write` puts the configuration."""
+        return self.run_dir / CONFIG
+
+    @property
+    def include(self) -> Path | None:
+        """Where :meth:`write` puts the secret of the links, if there is one."""
+        return None if self.secret_include is None else self.run_dir / nginx_config.SECRET_INCLUDE
+
+    def write(self) -> None:
+        """Write the configuration, and the include with the secret of the links.
+
+        Raises :class:`AccessError` when the directory is another user's, or what the disk says.
+        """
+        try:
+            # Workers under another user have to get through to their temporary files.
+            self.run_dir.mkdir(mode=0o711, exist_ok=True)
+            if self.run_dir.stat().st_uid != os.geteuid():
+                raise AccessError(
+                    f"{self.run_dir} belongs to another user",
+                    advice="remove it, or name another serve.run_dir",
+                )
+            if self.include is not None and self.secret_include is not None:
+                Disk().write_file(self.include, self.secret_include.encode(), 0o600)
+            Disk().write_file(self.config, self.text.encode(), 0o644)
+        except OSError as error:
+            raise from_os_error(error, f"write nginx's configuration in {self.run_dir}") from error
+
+    def clear(self) -> None:
+        """Remove what :meth:`write` and nginx have put there; a copy of the secret is among it."""
+        for path in (self.config, self.run_dir / nginx_config.SECRET_INCLUDE):
+            path.unlink(missing_ok=True)
+        (self.run_dir / nginx_config.PID_FILE).unlink(missing_ok=True)
+        for name in nginx_config.TEMPORARY:
+            shutil.rmtree(self.run_dir / name, ignore_errors=True)
+        try:
+            self.run_dir.rmdir()
+        except OSError:
+            # It has something else in it, or belongs where it is.
+            pass
+
+
+def make(
+    store: Path, settings: Settings, *, http: HttpOptions | None = None, run_dir: Path | None = None
+) -> Plan:
+    """The plan for *store*, an existing one.
+
+    *http* stands in for the settings' own section, *run_dir* for the directory that they name.
+    Raises :class:`ConfigError` for what is missing in them, :class:`NginxError` for what is
+    missing on the machine.
+    """
+    http = http or settings.http
+    if not http.serve:
+        raise ConfigError(
+            "http.serve = false, but nginx needs the daemon's socket",
+            advice="leave it out, or serve without nginx: cafs serve --no-nginx",
+        )
+    nginx = nginx_program.find(settings.serve.nginx)
+    module = nginx_program.index_module(nginx, settings.serve.nginx_module)
+    backend = Indexed(store, http.socket or store / SOCKET, module, settings.mount.pending_file)
+    credentials = _credentials(settings.serve, http)
+    where = run_dir or settings.serve.run_dir or default_run_dir(store)
+    return _plan(settings.serve, http, nginx, credentials, backend, where)
+
+
+def make_classic(root: Path, settings: Settings, run_dir: Path) -> Plan:
+    """The plan of an nginx that serves the directory *root* with its own dav modules.
+
+    *root* is a mount, or any other directory.  Raises what :func:`make` raises.
+    """
+    nginx = nginx_program.find(settings.serve.nginx)
+    if not nginx.has("http_dav_module"):
+        raise ConfigError(f"{nginx.program} was built without http_dav_module")
+    credentials = _credentials(settings.serve, settings.http)
+    return _plan(settings.serve, settings.http, nginx, credentials, Directory(root), run_dir)
+
+
+def default_run_dir(store: Path) -> Path:
+    """Where nginx's files lie when the settings do not say: it must outlive a read-only disk."""
+    name = f"cafs-{storefile.read(store).id.hex()[:12]}"
+    if os.geteuid() == 0 and Path("/run").is_dir():
+        return Path("/run", name)
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(own, name) if own else Path(tempfile.gettempdir(), f"{name}-{os.geteuid()}")
+
+
+def _plan(
+    options: ServeOptions,
+    http: HttpOptions,
+    nginx: Nginx,
+    credentials: Credentials,
+    backend: Indexed | Directory,
+    run_dir: Path,
+) -> Plan:
+    if credentials.secret is not None and not nginx.has("http_secure_link_module"):
+        raise ConfigError(
+            f"{nginx.program} was built without http_secure_link_module, which checks links",
+            advice="use another nginx, or set no http.secret_file",
+        )
+    text = nginx_config.render(options, http, nginx, credentials, backend, run_dir)
+    include = None
+    if credentials.secret is not None:
+        include = nginx_config.secret_include(read_secret(credentials.secret))
+    module = backend.module if isinstance(backend, Indexed) else None
+    return Plan(nginx, run_dir, text, include, module)
+
+
+def read_secret(path: Path) -> str:
+    """The one line in *path*; raises :class:`ConfigError` when it is empty or cannot be read."""
+    try:
+        secret = path.read_text().strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"http.secret_file = {path} cannot be read: {error}") from None
+    # The daemon and the module take the same bytes: blanks are part of a secret.
+    if not secret or "\n" in secret:
+        raise ConfigError(f"http.secret_file = {path}: it must have one line")
+    return secret
+
+
+def _credentials(options: ServeOptions, http: HttpOptions) -> Credentials:
+    if http.certificate is None or http.users_file is None:
+        missing = "http.certificate" if http.certificate is None else "http.users_file"
+        raise ConfigError(
+            f"{missing} is not set, and nginx needs it",
+            advice="set it, or try things out with: cafs serve --dev",
+        )
+    key = http.certificate_key or http.certificate
+    for name, path in (
+        ("http.certificate", http.certificate),
+        ("http.certificate_key", key),
+        ("http.users_file", http.users_file),
+        ("serve.public_certificate", options.public_certificate),
+        ("serve.public_certificate_key", options.public_certificate_key),
+    ):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"{name} = {path}: there is no such file")
+    return Credentials(
+        users=http.users_file,
+        certificate=http.certificate,
+        certificate_key=key,
+        public_certificate=options.public_certificate or http.certificate,
+        public_certificate_key=options.public_certificate_key or key,
+        secret=http.secret_file,
+        worker=_worker(options),
+    )
+
+
+def _worker(options: ServeOptions) -> str | None:
+    """Whom the workers run as: without a word nginx would take `nobody`, who may read nothing."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        name = options.worker_user
+        user = pwd.getpwnam(name) if name is not None else pwd.getpwuid(os.geteuid())
+        return f"{user.pw_name} {grp.getgrgid(user.pw_gid).gr_name}"
+    except KeyError:
+        raise ConfigError(f"serve.worker_user = {options.worker_user}: no such user") from None
