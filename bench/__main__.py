@@ -1,4 +1,4 @@
-"""``python -m bench``: run, report, plot, corpus, main-job.
+"""``python -m bench``: run, http, report, plot, corpus, main-job.
 
 Only reads arguments and prints; exit code 0 done, 1 failed, 2 wrong usage.
 """
@@ -6,8 +6,11 @@ Only reads arguments and prints; exit code 0 done, 1 failed, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -16,14 +19,18 @@ from bench import corpus, main_job, plot, report
 from bench import run as runner
 from bench.client import ClientError
 from bench.fetch import CorpusError
+from bench.http import report as http_report
+from bench.http import run as http_run
+from bench.http.load import LoadError
 from bench.result import Result, ResultError
 from bench.sides import SideError
 from bench.work import WORKLOADS
+from cafs.errors import CafsError
 
 _DIRECTORY = Path("/var/tmp/cafs-bench")
 _FAULTS = (
     *(CorpusError, SideError, ClientError, runner.BenchError, plot.PlotError),
-    *(main_job.MainJobError, ResultError),
+    *(main_job.MainJobError, ResultError, LoadError, CafsError),
 )
 
 
@@ -68,8 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("directory", type=Path, metavar="DIR")
     command.set_defaults(call=_corpus)
 
+    command = commands.add_parser("http", help="compare cafs serve with nginx on plain ext4")
+    http_run.add_arguments(command)
+    command.set_defaults(call=_http)
+
     command = commands.add_parser("report", help="write docs/benchmarks.md from a result")
     command.add_argument("result", type=Path, metavar="RESULT.json")
+    command.add_argument("--http", type=Path, metavar="RESULT.json", help="of bench http")
     command.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     command.set_defaults(call=_report)
 
@@ -90,6 +102,43 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(given: argparse.Namespace) -> int:
+    with _progress() as progress:
+        result = runner.run(
+            given.dir,
+            only=given.only,
+            quick=given.quick,
+            repetitions=given.repeat,
+            seed=given.seed,
+            files=given.files,
+            progress=progress,
+            save=functools.partial(_save, given.json),
+        )
+    report.terminal(result, _wide_console())
+    if given.json:
+        print(f"{given.json} written", file=sys.stderr)
+    return 0
+
+
+def _http(given: argparse.Namespace) -> int:
+    with _progress() as progress:
+        result = http_run.run(
+            given.dir,
+            only=given.only,
+            quick=given.quick,
+            repetitions=given.repeat,
+            seed=given.seed,
+            keys=given.keys,
+            progress=progress,
+            save=functools.partial(_save, given.json),
+        )
+    http_report.terminal(result, _wide_console())
+    if given.json:
+        print(f"{given.json} written", file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True)
     start = time.monotonic()
     with console.status("starting") as status:
@@ -99,25 +148,17 @@ def _run(given: argparse.Namespace) -> int:
             if not console.is_terminal:
                 print(f"{time.monotonic() - start:6.1f} s {message}", file=sys.stderr, flush=True)
 
-        def save(result: Result) -> None:
-            if given.json:
-                result.save(given.json)
+        yield progress
 
-        result = runner.run(
-            given.dir,
-            only=given.only,
-            quick=given.quick,
-            repetitions=given.repeat,
-            seed=given.seed,
-            files=given.files,
-            progress=progress,
-            save=save,
-        )
+
+def _save(path: Path | None, result: Result) -> None:
+    if path is not None:
+        result.save(path)
+
+
+def _wide_console() -> Console:
     # A log has no width of its own; 80 columns would break every title into five lines.
-    report.terminal(result, Console() if sys.stdout.isatty() else Console(width=160))
-    if given.json:
-        print(f"{given.json} written", file=sys.stderr)
-    return 0
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def _corpus(given: argparse.Namespace) -> int:
@@ -130,14 +171,24 @@ def _report(given: argparse.Namespace) -> int:
     result = Result.load(given.result)
     picture = given.out.with_suffix(".png")
     plotted = picture.name if picture.exists() else ""
-    given.out.write_text(report.markdown(result, given.result.as_posix(), plotted))
+    more = ""
+    if given.http is not None:
+        over_http = http_run.HttpResult.load(given.http)
+        drawn = given.out.with_name(f"{given.out.stem}-http.png")
+        assert isinstance(over_http, http_run.HttpResult)
+        name = given.http.as_posix()
+        more = http_report.section(over_http, name, drawn.name if drawn.exists() else "")
+    given.out.write_text(report.markdown(result, given.result.as_posix(), plotted, more))
     print(f"{given.out} written")
     return 0
 
 
 def _plot(given: argparse.Namespace) -> int:
     path = given.out or given.result.with_suffix(".png")
-    plot.draw(Result.load(given.result), path)
+    result = Result.load(given.result)
+    if http_run.is_http(result):
+        result = http_run.HttpResult.load(given.result)
+    plot.draw(result, path)
     print(f"{path} written")
     return 0
 

@@ -42,6 +42,10 @@ def number(value: float, unit: Unit) -> str:
     """A value with its unit, in three figures or so."""
     if unit == "s":
         return f"{value:.2f} s" if value >= 0.1 else f"{value * 1000:.1f} ms"
+    if unit == "us":
+        return f"{value:,.0f} us" if value < 1e5 else f"{value / 1e6:,.2f} s"
+    if unit == "B/blob":
+        return f"{value:,.0f} B"
     if unit in ("1/s", "files"):
         return f"{value:,.0f}{'/s' if unit == '1/s' else ''}"
     if unit == "B":
@@ -77,17 +81,17 @@ def terminal(result: Result, console: Console) -> None:
         table.add_row(
             measure.title,
             *(_short(result.spread(measure, side), measure.unit) for side in ("ext4", "cafs")),
-            _ratio(result.ratio(measure)),
+            ratio_text(result.ratio(measure)),
             _short(result.spread(measure, "floor"), measure.unit),
-            _ratio(result.ratio(measure, "floor")),
-            _target(measure),
-            _verdict(result, measure),
+            ratio_text(result.ratio(measure, "floor")),
+            target_text(measure),
+            verdict(result, measure),
         )
     console.print(table)
 
 
-def markdown(result: Result, source: str, plot: str = "") -> str:
-    """The text of docs/benchmarks.md.
+def markdown(result: Result, source: str, plot: str = "", more: str = "") -> str:
+    """The text of docs/benchmarks.md; *more* is what follows, sections about other runs.
 
     *source* is the result's file name, as it is cited; *plot* that of its picture, if there is
     one, relative to the text.
@@ -116,7 +120,7 @@ def markdown(result: Result, source: str, plot: str = "") -> str:
         f"python -m bench report {source}\n"
         "```",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n" + (f"\n{more}" if more else "")
 
 
 def _targets(result: Result) -> str:
@@ -126,14 +130,14 @@ def _targets(result: Result) -> str:
         if target is None:
             continue
         if target.of == "ratio":
-            reached = _ratio(result.ratio(measure))
-            floor = _ratio(result.ratio(measure, of="floor"))
+            reached = ratio_text(result.ratio(measure))
+            floor = ratio_text(result.ratio(measure, of="floor"))
         else:
             reached = spread(result.spread(measure, "cafs"), measure.unit)
             floor = spread(result.spread(measure, "floor"), measure.unit)
-        rows.append((measure.title, _target(measure), reached, _verdict(result, measure), floor))
+        rows.append((measure.title, target_text(measure), reached, verdict(result, measure), floor))
     notes = "".join(f"\n\n{note}" for note in (_memory_note(result), _empty_note(result)) if note)
-    return _table(("measure", "target", "reached", "", "empty pyfuse3"), rows) + notes
+    return table(("measure", "target", "reached", "", "empty pyfuse3"), rows) + notes
 
 
 def _memory_note(result: Result) -> str:
@@ -158,6 +162,11 @@ def _empty_note(result: Result) -> str:
 
 
 def _machine(result: Result) -> str:
+    return table(("", ""), machine_rows(result))
+
+
+def machine_rows(result: Result) -> list[tuple[str, str]]:
+    """What the result was measured on and with."""
     known = result.machine
     versions = ", ".join(f"{name} {v}" for name, v in result.versions.items() if v)
     parts = result.corpus.get("parts", {})
@@ -174,10 +183,10 @@ def _machine(result: Result) -> str:
         ("system", f"{known['system']}, Linux {known['kernel']}"),
         ("versions", versions),
         ("commit", result.commit or "unknown"),
-        ("input", corpus),
+        *([("input", corpus)] if corpus else []),
         ("seed", str(result.seed)),
     ]
-    return _table(("", ""), rows)
+    return rows
 
 
 def _measures(result: Result) -> str:
@@ -186,11 +195,11 @@ def _measures(result: Result) -> str:
             measure.title,
             spread(result.spread(measure, "ext4"), measure.unit),
             spread(result.spread(measure, "cafs"), measure.unit),
-            _ratio(result.ratio(measure)),
+            ratio_text(result.ratio(measure)),
         )
         for measure in result.measured()
     ]
-    return _table(("measure", "ext4", "cafs", "cafs/ext4"), rows)
+    return table(("measure", "ext4", "cafs", "cafs/ext4"), rows)
 
 
 def _floor(result: Result) -> str:
@@ -215,7 +224,7 @@ def _floor(result: Result) -> str:
     return (
         "What the kernel's FUSE and pyfuse3 cost alone, without any storage behind them; cafs is "
         f"to stay within {_FLOOR_LIMIT} times of it where that is what limits it.\n\n"
-        + _table(("measure", "floor", "cafs", "cafs's time / floor's", ""), rows)
+        + table(("measure", "floor", "cafs", "cafs's time / floor's", ""), rows)
     )
 
 
@@ -236,14 +245,16 @@ def _daemon(result: Result) -> str:
         )
     if not rows:
         return "Not measured in this run."
-    return _table(("during", "CPU time", "cores", "VmRSS", "PSS"), rows)
+    return table(("during", "CPU time", "cores", "VmRSS", "PSS"), rows)
 
 
-def _ratio(value: float | None) -> str:
+def ratio_text(value: float | None) -> str:
+    """A ratio in three figures or so."""
     return "" if value is None else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
-def _target(measure: Measure) -> str:
+def target_text(measure: Measure) -> str:
+    """What is to be reached, if anything."""
     target: Target | None = measure.target
     if target is None:
         return ""
@@ -253,13 +264,15 @@ def _target(measure: Measure) -> str:
     return f"{sign} {number(target.limit, measure.unit)}"
 
 
-def _verdict(result: Result, measure: Measure) -> str:
+def verdict(result: Result, measure: Measure) -> str:
+    """Whether it was reached."""
     if measure.target is None:
         return ""
     met = result.met(measure)
     return "not measured" if met is None else "met" if met else "missed"
 
 
-def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
     lines = [headings, ("---",) * len(headings), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

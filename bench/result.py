@@ -124,7 +124,7 @@ class Result:
         for sample in self.of(measure):
             mine, other = sample.values.get(of), sample.values.get(to)
             if mine and other:
-                ratios.append(other / mine if measure.unit == "s" else mine / other)
+                ratios.append(other / mine if measure.unit in ("s", "us") else mine / other)
         return statistics.median(ratios) if ratios else None
 
     def met(self, measure: Measure) -> bool | None:

@@ -129,7 +129,7 @@ class MountOptions:
         "relatime", ("relatime", "noatime"), "Whether reading changes a file's access time."
     )
     read_ahead: int = size_setting(
-        _MIB, 128 * _KIB, 16 * _MIB, "How far the kernel reads ahead in the mount."
+        4 * _MIB, 128 * _KIB, 16 * _MIB, "How far the kernel reads ahead in the mount."
     )
     allow_other: bool = yes_no_setting(True, "Let all users in; the kernel checks permissions.")
     pending_file: Path | None = path_setting(

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 from bench.client import Answer, Client
 from bench.sides import Side
 
-Unit = Literal["s", "1/s", "MB/s", "B", "MiB", "share", "files"]
+Unit = Literal["s", "us", "1/s", "MB/s", "B", "B/blob", "MiB", "share", "files"]
 """``share`` is a part of something named in the title; 1 is all of it."""
 
 T = TypeVar("T")

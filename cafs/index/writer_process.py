@@ -146,8 +146,12 @@ def main(directory: str) -> int:
                 opened[0].close()
                 opened = None
         reply = marshal.dumps(answer)
-        sink.write(_LENGTH.pack(len(reply)) + reply)
-        sink.flush()
+        try:
+            sink.write(_LENGTH.pack(len(reply)) + reply)
+            sink.flush()
+        except BrokenPipeError:
+            # The daemon was killed; what it asked for is done.
+            return 0
 
 
 if __name__ == "__main__":
