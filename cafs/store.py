@@ -271,6 +271,7 @@ class Store:
             if self.space.problem is not None:
                 self.space.look()
             self.committer.urge()
+            self.overlay.unmark()
 
     async def _keep(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run a task that never ends; a defect in it must not end the mount."""

@@ -42,6 +42,8 @@ class Overlay:
         self._pending = pending
         self.ahead: Callable[[], Iterable[Ino]] = tuple
         """Inodes that show what no record has yet: they stay marked over a commit."""
+        self._carried = False
+        # Marks of what was ahead at the last freeze wait for a commit that may not come.
         self._active = _new_layer()
         self._frozen: Layer | None = None
         self._txn = env.begin()
@@ -269,8 +271,10 @@ class Overlay:
             self.generation = Generation(self.generation + 1)
             if self._pending is not None:
                 self._pending.swap()
+                self._carried = False
                 for ino in self.ahead():
                     self.mark_inode(ino)
+                    self._carried = True
         return self._frozen
 
     @property
@@ -286,6 +290,14 @@ class Overlay:
         if self._pending is not None:
             self._pending.committed()
         self._changes = sum(map(len, self._active))
+
+    def unmark(self) -> None:
+        """Take away marks that have outlived their commit, if nothing at all is pending."""
+        if self._carried and not self.dirty and not self.frozen and not tuple(self.ahead()):
+            assert self._pending is not None
+            self._pending.swap()
+            self._pending.committed()
+            self._carried = False
 
     def renew(self) -> None:
         """Read from the newest commit."""

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE_DIR = ROOT / "native" / "nginx"
 SOURCES = (
     *("fuzz_main.c", "fuzz_index.c", "fuzz_content.c", "lookup.c", "recipe.c", "window.c"),
-    *("unfold.c", "hash.c", "hash_avx2.c", "link.c"),
+    *("../common/unfold.c", "../common/hash.c", "../common/hash_avx2.c", "link.c"),
 )
 FLAGS = (
     *("-std=gnu11", "-g", "-O1", "-fno-omit-frame-pointer"),
@@ -26,7 +26,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("gcc") is None or not Path("/usr/include/zstd.h").exists():
         pytest.skip("gcc or libzstd-dev is not installed")
     target = tmp_path_factory.mktemp("sanitized") / "fuzz"
-    command = ["gcc", *FLAGS, "-I", str(ROOT / "native" / "include")]
+    command = ["gcc", *FLAGS]
+    for directory in ("common", "include"):
+        command += ["-I", str(ROOT / "native" / directory)]
     command += [str(SOURCE_DIR / name) for name in SOURCES]
     built = subprocess.run(
         [*command, "-lzstd", "-lcrypto", "-o", str(target)],

@@ -211,7 +211,7 @@ ops = st.lists(
         st.builds(Op, st.just("put"), **_records, value=st.integers(0, 3)),
         st.builds(Op, st.just("delete"), **_records),
         st.builds(Op, st.just("ahead"), key=st.integers(0, 9)),
-        st.sampled_from([Op("freeze"), Op("thaw"), Op("fail")]),
+        st.sampled_from([Op("freeze"), Op("thaw"), Op("fail"), Op("unmark")]),
     ),
     max_size=50,
 )
@@ -264,6 +264,8 @@ def test_what_differs_from_the_commit_is_marked(index: Index, sequence: list[Op]
                 else:
                     overlay.mark_inode(ino)
                     ahead.add(ino)
+            elif op.kind == "unmark":
+                overlay.unmark()
             elif op.kind == "thaw" and overlay.frozen:
                 index.writer.write(overlay.freeze())
                 overlay.thaw()
@@ -276,6 +278,23 @@ def test_what_differs_from_the_commit_is_marked(index: Index, sequence: list[Op]
             overlay.thaw()
         assert seen.marks() == 0
         assert seen.clears % 2 == 0
+    pending.close()
+
+
+def test_marks_do_not_outlive_the_last_commit(index: Index, tmp_path: Path) -> None:
+    pending = Pending(tmp_path / "pending")
+    overlay = Overlay(index.environment, pending)
+    ahead = {Ino(800)}
+    overlay.ahead = lambda: ahead
+    with closing(overlay), opened(tmp_path / "pending") as seen:
+        overlay.mark_inode(Ino(800))
+        index.writer.write(overlay.freeze())
+        overlay.thaw()
+        overlay.unmark()
+        assert seen.has(INODE, 800)
+        ahead.clear()
+        overlay.unmark()
+        assert seen.marks() == 0
     pending.close()
 
 

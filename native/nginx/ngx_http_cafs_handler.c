@@ -1,0 +1,178 @@
+/* From a request to its answer's header: what nginx's static module does, from the index.
+ *
+ * Whatever the index cannot say for sure goes to the daemon, through the location that
+ * `cafs_fallback` names.
+ */
+#include "ngx_http_cafs.h"
+
+#include "link.h"
+
+/* How often a view may turn out not to count before the daemon is asked. */
+#define ROUNDS 8
+
+void ngx_http_cafs_log_fault(ngx_http_request_t *r, const struct cafs_fault *fault)
+{
+    ngx_http_cafs_count(r, damaged, 1);
+    ngx_log_error(NGX_LOG_ERR, r->connection->log, 0, "cafs: the index is damaged: %s %uL: %s; \"%V\" cannot be served",
+                  cafs_database_name(fault->database), fault->number, fault->what, &r->uri);
+}
+
+static ngx_int_t ngx_http_cafs_hand_over(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf)
+{
+    if (conf->fallback.len == 0) {
+        ngx_http_cafs_count(r, unavailable, 1);
+        return NGX_HTTP_SERVICE_UNAVAILABLE;
+    }
+    ngx_http_cafs_count(r, handed_over, 1);
+    if (ngx_http_cafs_watch_length(r) != NGX_OK)
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    return ngx_http_named_location(r, &conf->fallback);
+}
+
+/* -- signed links ---------------------------------------------------------------------------- */
+
+static struct cafs_text ngx_http_cafs_arg(ngx_http_request_t *r, const char *name)
+{
+    ngx_str_t value;
+
+    if (ngx_http_arg(r, (u_char *)(uintptr_t)name, ngx_strlen(name), &value) != NGX_OK)
+        return (struct cafs_text){NULL, 0};
+    return (struct cafs_text){value.data, value.len};
+}
+
+static int ngx_http_cafs_is_signed(ngx_http_request_t *r, const ngx_http_cafs_loc_conf_t *conf)
+{
+    const struct cafs_text secret = {conf->secret.data, conf->secret.len};
+    const struct cafs_link link = {
+        {r->method_name.data, r->method_name.len},
+        {r->uri.data + conf->prefix, r->uri.len - conf->prefix},
+        ngx_http_cafs_arg(r, "st"),
+        ngx_http_cafs_arg(r, "ts"),
+        ngx_http_cafs_arg(r, "e"),
+    };
+    return cafs_link_is_good(&link, secret, ngx_time());
+}
+
+/* -- looking up ------------------------------------------------------------------------------ */
+
+/* What is looked for, and what was found. */
+typedef struct {
+    ngx_http_cafs_site_t *site;
+    const struct cafs_caller *caller;
+    const u_char *path;
+    size_t length;
+    struct cafs_recipe *recipe; /* NULL: not wanted */
+    struct cafs_node node;
+} ngx_http_cafs_question_t;
+
+static enum cafs_outcome ngx_http_cafs_ask_once(ngx_http_cafs_question_t *question, struct cafs_view *view)
+{
+    const struct cafs_inode *inode = &question->node.inode;
+    enum cafs_outcome outcome =
+        cafs_lookup(view, question->caller, question->path, question->length, &question->node);
+
+    if (outcome == CAFS_OK && question->recipe != NULL && S_ISREG(inode->mode) && inode->size > 0)
+        outcome = cafs_recipe_read(view, inode->blob, inode->size, question->recipe);
+    return outcome;
+}
+
+/* NGX_OK: answered; NGX_DECLINED: only the daemon can; else a status. */
+static ngx_int_t ngx_http_cafs_ask(ngx_http_request_t *r, ngx_http_cafs_question_t *question)
+{
+    struct cafs_view view;
+    enum cafs_outcome outcome;
+
+    for (ngx_uint_t round = 0; round < ROUNDS; round++) {
+        const ngx_int_t rc = ngx_http_cafs_begin(r, question->site, &view);
+        if (rc != NGX_OK)
+            return rc;
+        outcome = ngx_http_cafs_ask_once(question, &view);
+        if (cafs_store_end(&question->site->store, &view)) {
+            switch (outcome) {
+            case CAFS_OK:
+                /* Without a daemon there is nobody to lead a client to. */
+                if (question->recipe != NULL && view.pending != NULL &&
+                    ngx_http_cafs_is_suspect(r, question->node.inode.blob))
+                    return NGX_DECLINED;
+                return NGX_OK;
+            case CAFS_NOT_FOUND:
+                ngx_http_cafs_count(r, missing, 1);
+                return NGX_HTTP_NOT_FOUND;
+            case CAFS_FORBIDDEN:
+                ngx_http_cafs_count(r, refused, 1);
+                return NGX_HTTP_FORBIDDEN;
+            case CAFS_FOREIGN:
+                return NGX_DECLINED;
+            case CAFS_DAMAGED:
+                ngx_http_cafs_log_fault(r, &view.fault);
+                return NGX_HTTP_INTERNAL_SERVER_ERROR;
+            case CAFS_NO_MEMORY:
+                return NGX_HTTP_INTERNAL_SERVER_ERROR;
+            case CAFS_PENDING:
+                if (cafs_store_is_abandoned(&question->site->store))
+                    break;
+                ngx_http_cafs_count(r, pending, 1);
+                return NGX_DECLINED;
+            }
+        }
+        if (question->recipe != NULL)
+            cafs_recipe_free(question->recipe);
+    }
+    return NGX_DECLINED;
+}
+
+ngx_int_t ngx_http_cafs_read_recipe(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx)
+{
+    const uint64_t size = ctx->recipe.size;
+    struct cafs_view view;
+
+    for (ngx_uint_t round = 0; round < ROUNDS; round++) {
+        if (ngx_http_cafs_begin(r, ctx->site, &view) != NGX_OK)
+            return NGX_ERROR;
+        const enum cafs_outcome outcome = cafs_recipe_read(&view, ctx->blob, size, &ctx->recipe);
+        if (cafs_store_end(&ctx->site->store, &view) && outcome != CAFS_PENDING) {
+            if (outcome == CAFS_DAMAGED)
+                ngx_http_cafs_log_fault(r, &view.fault);
+            ctx->has_recipe = 1;
+            return outcome == CAFS_OK ? NGX_OK : NGX_ERROR;
+        }
+        cafs_recipe_free(&ctx->recipe);
+        if (!cafs_store_is_abandoned(&ctx->site->store))
+            break;
+    }
+    return NGX_ERROR;
+}
+
+/* -- the handler ----------------------------------------------------------------------------- */
+
+ngx_int_t ngx_http_cafs_handler(ngx_http_request_t *r)
+{
+    ngx_http_cafs_loc_conf_t *conf = ngx_http_get_module_loc_conf(r, ngx_http_cafs_module);
+    ngx_http_cafs_main_conf_t *mcf = ngx_http_get_module_main_conf(r, ngx_http_cafs_module);
+    ngx_http_cafs_question_t question;
+    struct cafs_recipe recipe;
+    ngx_int_t rc;
+
+    if (conf->secret.len && (r->uri.len < conf->prefix || !ngx_http_cafs_is_signed(r, conf)))
+        return NGX_HTTP_FORBIDDEN;
+    if (!(r->method & (NGX_HTTP_GET | NGX_HTTP_HEAD)))
+        return conf->fallback.len ? ngx_http_cafs_hand_over(r, conf) : NGX_HTTP_NOT_ALLOWED;
+    if (r->uri.len < conf->prefix)
+        return NGX_HTTP_NOT_FOUND;
+
+    ngx_memzero(&recipe, sizeof recipe);
+    question.site = conf->site;
+    question.caller = &mcf->caller;
+    question.path = r->uri.data + conf->prefix;
+    question.length = r->uri.len - conf->prefix;
+    /* What will most likely be answered 304 needs no recipe; should it be sent after all, the
+     * recipe is read then. */
+    const int wanted = r->method == NGX_HTTP_GET && r->headers_in.if_none_match == NULL &&
+                       r->headers_in.if_modified_since == NULL;
+    question.recipe = wanted ? &recipe : NULL;
+    rc = ngx_http_cafs_ask(r, &question);
+    if (rc == NGX_OK)
+        return ngx_http_cafs_answer(r, conf, &question.node.inode, &recipe, wanted);
+    cafs_recipe_free(&recipe);
+    return rc == NGX_DECLINED ? ngx_http_cafs_hand_over(r, conf) : rc;
+}

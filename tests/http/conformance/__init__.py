@@ -1,0 +1,1 @@
+"""The blobstore's contract, case by case, against every server that claims to fulfil it."""
