@@ -17,7 +17,9 @@ from typing import Any, TextIO
 from cafs.clock import Clock, SystemClock
 
 _FIELDS = "cafs_fields"
-_PLAIN = re.compile(r"[^\s\"=\\]+")
+_PLAIN = re.compile(r"[^\s\"=\\\x00-\x1f\x7f-\x9f]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\u2028": r"\u2028", "\u2029": r"\u2029"}
 # sd-daemon(3): the journal takes the priority from this prefix.
 _JOURNAL_PRIORITY = {
     logging.DEBUG: "<7>",
@@ -65,7 +67,14 @@ class LineFormatter(logging.Formatter):
 
 
 def _one_line(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n") if "\n" in text else text
+    """The text with nothing in it that ends a line, or that a terminal would obey."""
+    if _CONTROL.search(text) is None:
+        return text
+    return _CONTROL.sub(_spelled_out, text.replace("\\", "\\\\"))
+
+
+def _spelled_out(found: re.Match[str]) -> str:
+    return _SHORT.get(found[0]) or f"\\x{ord(found[0]):02x}"
 
 
 def _value(value: object) -> str:
@@ -76,8 +85,8 @@ def _value(value: object) -> str:
     text = raw.decode("utf-8", "backslashreplace")
     if _PLAIN.fullmatch(text):
         return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{_CONTROL.sub(_spelled_out, escaped)}"'
 
 
 def stream_is_journal(stream: TextIO) -> bool:

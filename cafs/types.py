@@ -24,6 +24,9 @@ Handle = NewType("Handle", int)
 ROOT = Ino(1)
 NO_BLOB = BlobNo(0)
 
+TIME_MAX_NS = (1 << 63) - 1
+"""The last time that a record can hold, in 2262; as on ext4 what is beyond becomes the bound."""
+
 
 DAMAGED = 0x80
 """A bit of Extent.codec."""

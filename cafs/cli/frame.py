@@ -122,7 +122,7 @@ def setting_options(section: str, names: Iterable[str] = ()) -> Callable[[Any], 
 
 
 def _setting_option(row: Setting) -> Callable[[Any], Any]:
-    default = f"[default: {row.text(row.default)}; {row.bounds}]"
+    default = f"[default: {row.text(row.default) or 'none'}; {row.bounds}]"
     if row.kind == BOOL:
         names = f"{row.flag}/--no-{row.flag[2:]}"
         return click.option(names, row.name, default=None, help=f"{row.help} {default}")

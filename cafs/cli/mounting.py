@@ -103,7 +103,7 @@ def _serve(
 
     beside = []
     if http.serve or http.listen is not None:
-        # And this brings hypercorn and starlette.
+        # And this brings h11 and starlette.
         from cafs.http.serve import serve
 
         beside.append(functools.partial(serve, http))

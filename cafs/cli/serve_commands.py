@@ -114,21 +114,31 @@ def _development(settings: Settings, store: Path) -> Settings:
     return dataclasses.replace(settings, http=development.fill_in(settings.http, store))
 
 
-def _announce(frame: Frame, service: Any, pid: int, dev: bool) -> None:
+def _curl_file(service: Any) -> Path | None:
+    """What curl takes to be the development user, if the settings have no users of their own."""
     from cafs.serve import development
 
+    file = development.curl_file(service.store)
+    users: Path | None = service.settings.http.users_file
+    return file if users is not None and users.parent == file.parent else None
+
+
+def _announce(frame: Frame, service: Any, pid: int, dev: bool) -> None:
     settings: Settings = service.settings
-    port = settings.serve.internal_port
-    listen = settings.http.listen if service.plan is None else None
-    url = f"https://localhost:{port}/" if listen is None else f"//{listen}/"
-    curl = development.curl_file(service.store) if dev else None
+    scheme, host, port = "https", "localhost", str(settings.serve.internal_port)
+    if service.plan is None and settings.http.listen is not None:
+        scheme = "https" if settings.http.certificate is not None else "http"
+        where, _, port = settings.http.listen.rpartition(":")
+        host = host if where in ("*", "0.0.0.0", "::", "[::]") else where
+    url = f"{scheme}://{host}:{port}/"
+    curl = _curl_file(service) if dev else None
     if frame.json:
         answer = {"store": service.store, "mountpoint": service.mountpoint, "pid": pid, "url": url}
         say_json(answer | ({"curl": curl} if curl else {}))
         return
     say(f"{service.store} is mounted on {service.mountpoint} and served at {url} (process {pid})")
     if curl is not None:
-        say(f"  try:   curl -K {curl} {url}admin/")
+        say(f"  try:   curl -K {curl} -T FILE {url}admin/ab/cd/abcd-1")
     say(f"  logs:  {service.store / SERVE_LOG}, {service.store / LOG_NAME}")
     say(f"  stop:  kill {pid}")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from cafs.errors import CafsError, DamagedError, FsError
+from cafs.errors import CafsError, DamagedError, FsError, UsageError
 from cafs.log import RateLimit, correlation_id, fields
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ def failed(error: CafsError, doing: str, status: int | None = None) -> Response:
     meaning = error.meaning
     status = meaning.http_status if status is None else status
     line = str(error)
-    if error.advice and not isinstance(error, FsError):
+    # What is wrong with a request is not put right with a command's --help.
+    if error.advice and not isinstance(error, (FsError, UsageError)):
         line += f"; what to do: {error.advice}"
     if status >= 500:
         # An errno is the client's mistake, whatever status the contract has for it.

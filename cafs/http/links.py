@@ -14,6 +14,13 @@ import re
 from enum import Enum
 
 _INTEGER = re.compile(rb"[0-9]{1,18}")
+FUTURE_MAX_S = 86_400
+"""How far ahead of ours a signer's clock may be.
+
+Nothing stands between the signed path, time and lifetime, so a link that says ``ts=1700000000``
+and ``e=900`` is signed as well for ``ts=170000000090`` and ``e=0``, which is for ever.  Whoever
+moves digits like that ends up far in the future.
+"""
 
 
 class Verdict(Enum):
@@ -66,7 +73,7 @@ def check_hmac(secret: bytes, method: bytes, path: bytes, query: bytes, now_s: f
     right = hmac.compare_digest(
         hmac_signature(secret, method, path, ts, lifetime), given.rstrip(b"=")
     )
-    if not right or begun is None or lasts is None:
+    if not right or begun is None or lasts is None or begun > now_s + FUTURE_MAX_S:
         return Verdict.BAD
     return Verdict.EXPIRED if lasts and begun + lasts < now_s else Verdict.GOOD
 

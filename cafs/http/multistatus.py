@@ -73,7 +73,10 @@ def parse(body: bytes) -> Wanted:
     reader = _Reader()
     try:
         return reader.read(body)
-    except expat.ExpatError as error:
+    except MalformedError:
+        raise
+    except (expat.ExpatError, LookupError, ValueError) as error:
+        # The latter two: an encoding that is none, or one that expat cannot be taught.
         raise MalformedError(f"the body is not XML: {error}") from None
 
 
@@ -134,16 +137,23 @@ def _date(seconds: int) -> bytes:
     return httpdate.render(seconds).encode("ascii")
 
 
+_RESPONSE: Final = (
+    b"<D:response>\n<D:href>%s</D:href>\n<D:propstat>\n<D:prop>\n%s</D:prop>\n"
+    b"<D:status>HTTP/1.1 200 OK</D:status>\n</D:propstat>\n</D:response>\n"
+)
+
+
 def response(resource: Resource, wanted: Wanted) -> bytes:
     """The response element of one resource."""
     if wanted.names_only:
         inner = b"".join(b"<D:%s/>\n" % name.encode() for name in PROPERTIES)
+    elif wanted == _EVERYTHING and not resource.is_directory:
+        # What nearly all of a long listing is: at once, in half of the time.
+        date = _date(resource.mtime_ns // 10**9)
+        return _FILE % (resource.href, escape_text(resource.name), resource.size, date)
     else:
         inner = _values(resource, wanted.properties)
-    return (
-        b"<D:response>\n<D:href>%s</D:href>\n<D:propstat>\n<D:prop>\n%s</D:prop>\n"
-        b"<D:status>HTTP/1.1 200 OK</D:status>\n</D:propstat>\n</D:response>\n"
-    ) % (resource.href, inner)
+    return _RESPONSE % (resource.href, inner)
 
 
 def _values(resource: Resource, properties: Collection[str]) -> bytes:
@@ -163,3 +173,15 @@ def _values(resource: Resource, properties: Collection[str]) -> bytes:
     if "supportedlock" in properties:
         parts.append(b"<D:supportedlock/>\n")
     return b"".join(parts)
+
+
+_EVERYTHING: Final = Wanted()
+_FILE: Final = _RESPONSE % (
+    b"%s",
+    b"<D:displayname>%s</D:displayname>\n"
+    b"<D:getcontentlength>%d</D:getcontentlength>\n"
+    b"<D:getlastmodified>%s</D:getlastmodified>\n"
+    b"<D:resourcetype></D:resourcetype>\n"
+    b"<D:lockdiscovery/>\n<D:supportedlock/>\n",
+)
+"""As _values() renders it, all properties together."""

@@ -20,7 +20,7 @@ from cafs.http.paths import TreePath, escaped
 from cafs.http.site import Site, describe, origin
 from cafs.notices import Change, EntryChanged, InodeChanged
 from cafs.tree import walk
-from cafs.types import ROOT, Attr, Ino
+from cafs.types import ROOT, TIME_MAX_NS, Attr, Ino
 from cafs.upload import Upload
 
 NAME_MAX = 244
@@ -71,15 +71,13 @@ def _too_large(limit: int) -> Response:
 
 def _look(site: Site, path: TreePath) -> None:
     """Find out what can be known before the body comes.  Raises FsError."""
-    for depth in range(1, len(path.names) + 1):
-        try:
-            place = walk.locate(site.tree, path.names[:depth], site.caller, follow=True)
-        except FsError as error:
-            if error.errno == errno.ENOENT:
-                return
-            raise
-        if place.ino is None:
+    try:
+        place = walk.locate(site.tree, path.names, site.caller, follow=True)
+    except FsError as error:
+        if error.errno == errno.ENOENT:
+            # A directory is missing, and will be made.
             return
+        raise
     if place.ino is not None and stat.S_ISDIR(site.tree.inodes.get(place.ino).mode):
         raise FsError(errno.EISDIR, "there is a directory of that name")
 
@@ -120,7 +118,8 @@ async def _next(site: Site, request: Request) -> bytes | None:
 def _date(request: Request) -> int | None:
     """The modification time that the client gives, in ns."""
     seconds = httpdate.parse(request.headers.get("date", ""))
-    return None if seconds is None else seconds * 10**9
+    # HTTP's dates go to the year 9999, those of the index to 2262.
+    return None if seconds is None else min(seconds * 10**9, TIME_MAX_NS)
 
 
 def _place(

@@ -77,7 +77,7 @@ def answer(body: bytes, known: Known) -> bytes:
         if body.lstrip()[:1] == b"[":
             return _answer_old(_old.decode(body), known)
         return _answer_new(_new.decode(body).resources, known)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise RefusedError(f"the body is not what is expected: {error}") from None
 
 
@@ -101,7 +101,7 @@ def _answer_new(resources: list[Resource], known: Known) -> bytes:
 
 def _is_mode_matched(mode: str | None) -> bool:
     if mode is None or not _MODE.fullmatch(mode):
-        raise RefusedError(f"the mode {mode!r} is not three or four octal digits")
+        raise RefusedError(f"the mode {str(mode)[:20]!r} is not three or four octal digits")
     return int(mode, 8) >= MODE_LOW
 
 

@@ -1,7 +1,7 @@
 """Listening: the unix socket for nginx, and TCP with or without TLS for a machine without it.
 
-Runs in the daemon's event loop.  hypercorn speaks HTTP/1.1; the listeners are ours, so that who
-comes through the unix socket is known, and a connection can be cut without a clean end.
+Runs in the daemon's event loop.  Who comes through the unix socket is known to be nginx, and a
+connection can be cut without a clean end.
 Invariant: when serve() says that it has started both are listening; when it ends, requests
 under way have had their answers or their time is over.
 """
@@ -18,14 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config
-from hypercorn.trio.worker_context import WorkerContext
 
 from cafs.errors import ConfigError
 from cafs.http.app import Application
 from cafs.http.connection import Connection
-from cafs.http.hyper import QUEUE_MAX, Server
+from cafs.http.http11 import Server
 from cafs.http.site import Site
 from cafs.http_options import HttpOptions
 from cafs.log import RateLimit
@@ -85,11 +82,10 @@ class _Server:
         self._site = Site(store, options)
         self.application = Application(self._site)
         self._socket = socket_path(store.path, options)
-        self._context = WorkerContext(None)
+        self._ending = False
         self._servers: set[Server] = set()
         self._crowd_max = min(CONNECTIONS_MAX, _descriptors() // 2)
         self._limit = RateLimit()
-        self._config = _hypercorn(options)
         self._tls = Certificate(options) if options.certificate is not None else None
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
@@ -125,8 +121,7 @@ class _Server:
                     _unlink(self._socket)
                 connections.cancel_scope.deadline = trio.current_time() + GRACE_S
                 ended.set()
-                with trio.CancelScope(shield=True):
-                    await self._context.terminated.set()
+                self._ending = True
                 for server in list(self._servers):
                     server.end_if_idle()
 
@@ -141,11 +136,11 @@ class _Server:
             context = self._tls.context()
             outer = trio.SSLStream(connection, context, server_side=True, https_compatible=True)
         server = Server(
-            ASGIWrapper(self.application),  # type: ignore[arg-type]
-            self._config,
-            self._context,
+            self.application,
             connection,
             outer,
+            self._options.keepalive,
+            lambda: self._ending,
         )
         self._servers.add(server)
         try:
@@ -249,16 +244,6 @@ def _listen_tcp(address: str) -> list[socket.socket]:
             each.close()
         raise ConfigError(f"http.listen = {address}: {error.strerror or error}") from None
     return listening
-
-
-def _hypercorn(options: HttpOptions) -> Config:
-    config = Config()
-    config.include_server_header = False
-    config.keep_alive_timeout = options.keepalive
-    config.max_app_queue_size = QUEUE_MAX
-    config.accesslog = None
-    config.errorlog = logging.getLogger("cafs.http.hypercorn")
-    return config
 
 
 def _descriptors() -> int:

@@ -35,6 +35,9 @@ async def handle(site: Site, request: Request, _path: TreePath) -> Response:
     decoded = raw if raw.startswith(b"/") else b"/" + raw
     # What the link's check will see: the path as a server normalizes it.
     signed = normalized(location + escaped(decoded).encode())
+    if not signed.startswith(location + b"/"):
+        # A link for reading /../write/x would be one for writing x.
+        return answers.text(400, "400: the path leads above the root")
     signature = links.md5_signature(site.secret, signed, expires.encode("latin-1"))
     url = (
         f"http://{site.options.link_host}{location.decode()}{escaped(decoded)}"

@@ -97,18 +97,14 @@ class Site:
         Raises DiskFullError and its kin when they are not on disk; visible they are.
         """
         problem: CafsError | None = None
-
-        async def commit() -> None:
-            nonlocal problem
+        # Side by side: a commit waits for the disk, and telling for the kernel.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.store.notices.tell, changes)
             try:
                 await self.store.commit()
             except CafsError as error:
+                # Not from here: telling goes on to its end.
                 problem = error
-
-        # Side by side: a commit waits for the disk, and telling for the kernel.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(commit)
-            await self.store.notices.tell(changes)
         if problem is not None:
             raise problem
 

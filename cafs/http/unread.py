@@ -1,8 +1,9 @@
 """What is left of a request's body when its answer is known before it was read.
 
-A client that still sends when we close loses the answer to a reset, and hypercorn waits for
-whoever does not read.  So the rest is read and dropped: all of it when it is short, so that the
-connection lives on, and else beside the answer, after which the connection is closed.
+A client that still sends when we close loses the answer to a reset, and its next request would
+be looked for in the rest of this one.  So the rest is read and dropped: all of it when it is
+short, so that the connection lives on, and else beside the answer, after which the connection is
+closed.  Nobody is asked to send (100 Continue) what will be dropped.
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ class _Rest:
         self._receive = receive
         self._send = send
         self._ended = False
+        self._is_waiting = any(
+            name == b"expect" and value.lower() == b"100-continue"
+            for name, value in scope["headers"]
+        )
 
     async def receive(self) -> Message:
+        self._is_waiting = False
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._ended = True
@@ -47,7 +53,7 @@ class _Rest:
         if self._ended:
             await self._send(message)
         elif message["type"] == "http.response.start":
-            if not self._scope.get("stalled"):
+            if not self._is_waiting and not self._scope.get("stalled"):
                 await self._drop(DROP_MAX, DROP_MAX_S)
             if not self._ended:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]

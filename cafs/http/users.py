@@ -41,21 +41,21 @@ class Users:
         """Whether user and password are right; None when there is no file to say so."""
         if not self._load():
             return None
-        stored = auth.find(self._users, credentials.user)
-        if stored is None:
-            # As long as a comparison takes.
-            auth.matches(b"{PLAIN}", credentials.password)
-            return False
+        found = auth.find(self._users, credentials.user)
+        # A name that is not there takes as long as one that is, so nobody learns which are.
+        stored = next(iter(self._users.values()), b"{PLAIN}") if found is None else found
         if not auth.is_slow(stored):
-            return auth.matches(stored, credentials.password)
+            return auth.matches(stored, credentials.password) and found is not None
         token = hashlib.blake2b(
             b"\0".join((*credentials, stored)), key=self._key, digest_size=32
         ).digest()
-        if token in self._right:
+        if found is not None and token in self._right:
             return True
         right = await trio.to_thread.run_sync(
             auth.matches, stored, credentials.password, limiter=self._crowd
         )
+        if found is None:
+            return False
         if right:
             if len(self._right) >= REMEMBERED_MAX:
                 self._right.clear()

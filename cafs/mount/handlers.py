@@ -17,18 +17,17 @@ from pyfuse3 import FUSEError, RequestContext
 
 from cafs.errors import CafsError, FsError, ReadOnlyError
 from cafs.mount.damage import DamageReporter
+from cafs.mount.known import Known
 from cafs.mount.translate import BLOCK_SIZE, entry, handler, no_entry, unknown
 from cafs.mount.xattr_handlers import XattrHandlers
 from cafs.store import Store
 from cafs.tree import permissions
 from cafs.tree.permissions import ACCESS
-from cafs.types import Attr, Ino
+from cafs.types import TIME_MAX_NS, Attr, Ino
 
 BYTES_PER_INODE = 512
 """What an inode with its name takes of the index, about: the basis of df -i."""
 DAY_NS = 86400 * 10**9
-TIME_MAX_NS = (1 << 63) - 1
-"""The last time that a record can hold, in 2262; as on ext4 what is beyond becomes the bound."""
 DOT, DOT_DOT = 1, 2
 
 
@@ -49,8 +48,9 @@ class Handlers(XattrHandlers):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, store: Store, damage: DamageReporter) -> None:
+    def __init__(self, store: Store, damage: DamageReporter, known: Known) -> None:
         super().__init__(store)
+        self._known = known
         self._damage = damage
         self._contents = store.contents
         self._relatime = store.options.atime == "relatime"
@@ -78,6 +78,7 @@ class Handlers(XattrHandlers):
         self, parent_inode: int, name: bytes, ctx: RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find a name."""
+        self._known.asked(parent_inode, name)
         ino = self._tree.lookup(Ino(parent_inode), name)
         return no_entry() if ino is None else self._entry(ino)
 
@@ -178,6 +179,7 @@ class Handlers(XattrHandlers):
     async def _create(
         self, parent: int, name: bytes, mode: int, ctx: RequestContext, **more: object
     ) -> Ino:
+        self._known.asked(parent)
         self._store.space.admit(0)
         if self._store.overlay.pending > self._store.overlay_limit:
             await self._store.make_room()
@@ -215,6 +217,7 @@ class Handlers(XattrHandlers):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Make a hard link."""
+        self._known.asked(new_parent_inode)
         self._store.space.admit(0)
         self._contents.save_times(Ino(inode))
         self._tree.link(Ino(inode), Ino(new_parent_inode), new_name)
@@ -251,6 +254,7 @@ class Handlers(XattrHandlers):
         ctx: RequestContext,
     ) -> None:
         """Rename; what has moved into place is on disk when this returns."""
+        self._known.asked(parent_inode_new)
         self._store.space.admit_removal()
         ino = self._tree.lookup(Ino(parent_inode_old), name_old)
         if ino is None:
@@ -270,6 +274,7 @@ class Handlers(XattrHandlers):
     @handler
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """A directory's handle is its inode number: a listing has no state of its own."""
+        self._known.asked(inode)
         self._tree.inodes.get(Ino(inode))
         return inode
 

@@ -15,6 +15,7 @@ import pyfuse3
 import trio
 
 from cafs.log import RateLimit
+from cafs.mount.known import Known
 from cafs.notices import Change, EntryChanged
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,16 @@ UNKNOWN_TO_KERNEL = (errno.ENOENT, errno.ENOTCONN, errno.ENODEV, errno.EBADF)
 class Invalidator:
     """Makes changes known to the kernel of the one mount of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Known) -> None:
+        self._known = known
         self._crowd = trio.CapacityLimiter(THREADS_MAX)
         self._limit = RateLimit()
 
     async def tell(self, changes: Sequence[Change]) -> None:
         """A listener for cafs.notices; not cancelled half-way."""
+        changes = [change for change in changes if self._known.may_show(change)]
+        if not changes:
+            return
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._tell, changes, limiter=self._crowd)
 

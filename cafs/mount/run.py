@@ -23,6 +23,7 @@ from cafs.mount.damage import DamageReporter
 from cafs.mount.handlers import Handlers
 from cafs.mount.invalidate import Invalidator
 from cafs.mount.kernel import Tuning, mount_options, tune
+from cafs.mount.known import Known
 from cafs.mount.loop import requests_at_once
 from cafs.mount.memory import give_back_when_idle, tune_allocator
 from cafs.store import Store, open_store
@@ -70,9 +71,10 @@ async def _serve(
     beside: Sequence[Beside],
 ) -> None:
     async with open_store(path, options, mountpoint) as store:
-        damage = DamageReporter(store)
+        damage, known = DamageReporter(store), Known(store.tree)
+        handlers = Handlers(store, damage, known)
         try:
-            pyfuse3.init(Handlers(store, damage), str(mountpoint), mount_options(path, options))
+            pyfuse3.init(handlers, str(mountpoint), mount_options(path, options))
         except RuntimeError as error:
             raise MountError(f"cannot mount on {mountpoint}: {error}") from error
         try:
@@ -81,7 +83,7 @@ async def _serve(
                 nursery.start_soon(give_back_when_idle, store)
                 nursery.start_soon(damage.run)
                 nursery.start_soon(
-                    _attend, store, damage, mountpoint, options, ready, beside, nursery
+                    _attend, store, damage, known, mountpoint, options, ready, beside, nursery
                 )
                 with requests_at_once():
                     await pyfuse3.main()
@@ -94,6 +96,7 @@ async def _serve(
 async def _attend(
     store: Store,
     damage: DamageReporter,
+    known: Known,
     mountpoint: Path,
     options: MountOptions,
     ready: Callable[[], None],
@@ -113,7 +116,7 @@ async def _attend(
     nursery.start_soon(server.sweeper.run)
     nursery.start_soon(server.compactor.run)
     nursery.start_soon(server.copier.run)
-    store.notices.register(Invalidator().tell)
+    store.notices.register(Invalidator(known).tell)
     store.notices.register_for_damage(damage.notice)
     for task in beside:
         await nursery.start(task, store)

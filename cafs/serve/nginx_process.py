@@ -32,6 +32,7 @@ _LEVELS = {
     "notice": logging.INFO,
     "warn": logging.WARNING,
 }
+_PROCESS = re.compile(r"^\d+#\d+: ")
 _logger = logging.getLogger(__name__)
 
 
@@ -46,7 +47,7 @@ def test(plan: Plan) -> None:
     if done.returncode == 0:
         return
     said = [match[2] for match in map(_LINE.match, done.stderr.splitlines()) if match]
-    reason = said[-1] if said else done.stderr.strip()[-300:]
+    reason = _PROCESS.sub("", said[-1]) if said else done.stderr.strip()[-300:]
     if "binary compatible" in reason and plan.module is not None:
         raise NginxError(
             f"{plan.module} was built for another nginx than {plan.nginx.version}: {reason}",
@@ -90,7 +91,7 @@ class NginxProcess:
         """Start it; :meth:`ready` waits until it listens.  Raises :class:`NginxError`."""
         self._pid_file = plan.run_dir / PID_FILE
         self._pid_file.unlink(missing_ok=True)
-        self._said: list[str] = []
+        self._complaint = ""
         reader, writer = os.pipe()
         try:
             self.child = Child([*_command(plan), "-g", "daemon off;"], stderr=writer)
@@ -108,16 +109,23 @@ class NginxProcess:
             while not (self._pid_file.exists() and self._pid_file.stat().st_size):
                 with trio.move_on_after(_POLL_S):
                     status = await self.child.wait()
-                    raise NginxError(f"nginx {how_it_ended(status)}: {await self._last_words()}")
+                    raise await self._failed(how_it_ended(status))
             return
         raise NginxError(f"nginx did not listen within {START_PATIENCE_S:g} s")
 
-    async def _last_words(self) -> str:
+    async def _failed(self, how: str) -> NginxError:
         # What it said may lie in the pipe still, and the task that logs it may be waiting.
         with trio.move_on_after(1.0):
-            while not self._said:
+            while not self._complaint:
                 await trio.sleep(_POLL_S)
-        return self._said[-1] if self._said else "it said nothing"
+        text = f"nginx {how}: {self._complaint or 'it did not say why'}"
+        if "Address already in use" in text:
+            return NginxError(
+                text,
+                advice="see who listens there: ss -ltnp; or choose other ports: "
+                "serve.internal_port, serve.public_tls_port, serve.public_port",
+            )
+        return NginxError(text)
 
     async def log_output(self) -> None:
         """Log what it says until it and its workers are gone."""
@@ -134,7 +142,9 @@ class NginxProcess:
         match = _LINE.match(line)
         level = _LEVELS.get(match[1], logging.ERROR) if match else logging.WARNING
         text = match[2] if match else line
-        self._said = [*self._said[-9:], text]
+        if level >= logging.ERROR and not self._complaint:
+            # The first: what follows is only that it gives up.
+            self._complaint = _PROCESS.sub("", text)
         _logger.log(level, "nginx: %s", text)
 
     def reload(self) -> None:

@@ -151,8 +151,10 @@ def read_secret(path: Path) -> str:
     """The one line in *path*; raises :class:`ConfigError` when it is empty or cannot be read."""
     try:
         secret = path.read_text().strip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"http.secret_file = {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"http.secret_file = {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"http.secret_file = {path}: nginx takes UTF-8 only") from None
     # The daemon and the module take the same bytes: blanks are part of a secret.
     if not secret or "\n" in secret:
         raise ConfigError(f"http.secret_file = {path}: it must have one line")

@@ -55,6 +55,7 @@ ngx_http_cafs_ctx_t *ngx_http_cafs_create_ctx(ngx_http_request_t *r, ngx_http_ca
 
 /* -- having bytes ---------------------------------------------------------------------------- */
 
+/* The path as the client wrote it: decoded it may have line breaks in it. */
 static void ngx_http_cafs_log_chunk(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx)
 {
     const struct cafs_extent *extent = &ctx->recipe.extents[ctx->window.bad];
@@ -62,7 +63,7 @@ static void ngx_http_cafs_log_chunk(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
     if (ctx->filled == CAFS_SYSTEM) {
         ngx_log_error(NGX_LOG_CRIT, r->connection->log, ctx->window.error,
                       "cafs: chunk %uL of blob %uL cannot be read; \"%V\" cannot be served", extent->chunk,
-                      ctx->blob, &r->uri);
+                      ctx->blob, &r->unparsed_uri);
         return;
     }
     ngx_http_cafs_count(r, damaged, 1);
@@ -71,7 +72,7 @@ static void ngx_http_cafs_log_chunk(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
                   "cafs: chunk %uL of blob %uL is damaged, %uD bytes at %uD of pack %08xD: %s; "
                   "\"%V\" cannot be served",
                   extent->chunk, ctx->blob, extent->stored, extent->offset, extent->pack, ctx->window.why,
-                  &r->uri);
+                  &r->unparsed_uri);
 }
 
 /* A chunk that is not where it was: it may have been moved since the recipe was read. */

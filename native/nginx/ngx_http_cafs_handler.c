@@ -14,7 +14,7 @@ void ngx_http_cafs_log_fault(ngx_http_request_t *r, const struct cafs_fault *fau
 {
     ngx_http_cafs_count(r, damaged, 1);
     ngx_log_error(NGX_LOG_ERR, r->connection->log, 0, "cafs: the index is damaged: %s %uL: %s; \"%V\" cannot be served",
-                  cafs_database_name(fault->database), fault->number, fault->what, &r->uri);
+                  cafs_database_name(fault->database), fault->number, fault->what, &r->unparsed_uri);
 }
 
 static ngx_int_t ngx_http_cafs_hand_over(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf)

@@ -177,6 +177,40 @@ def test_an_answer_before_the_body(plain: DaemonAlone, size: int) -> None:
         assert reply["WWW-Authenticate"].startswith("Basic ")
 
 
+def test_nobody_is_asked_to_send_what_will_be_dropped(plain: DaemonAlone) -> None:
+    head = (
+        f"PUT {KEY} HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with plain.endpoint.connect() as raw:
+        raw.sendall(head.encode())
+        answer = b"".join(iter(lambda: raw.recv(1000), b""))
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close" in answer.lower()
+
+
+@pytest.mark.parametrize(
+    ("version", "lengths"),
+    [
+        ("1.1", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"),
+        ("1.1", "Transfer-Encoding: chunked\r\nContent-Length: 40\r\n"),
+        ("1.1", "Content-Length: 4\r\nContent-Length: 5\r\n"),
+        ("1.1", "Content-Length: +4\r\n"),
+        ("1.0", "Transfer-Encoding: chunked\r\n"),
+    ],
+)
+def test_where_a_request_ends_is_clear_or_it_is_refused(
+    plain: DaemonAlone, version: str, lengths: str
+) -> None:
+    """Else a proxy before us could take the rest of a body for somebody's request."""
+    smuggled = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = f"PUT {KEY}-smuggled HTTP/{version}\r\nHost: x\r\n{lengths}\r\n"
+    with plain.endpoint.connect() as raw:
+        raw.sendall(f"{head}0\r\n\r\n{smuggled}".encode())
+        answer = b"".join(iter(lambda: raw.recv(1000), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
 def test_nobody_is_talked_into_another_protocol(plain: DaemonAlone) -> None:
     with plain.client() as client:
         upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": ""}

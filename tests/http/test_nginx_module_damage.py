@@ -17,7 +17,11 @@ from tests.unit.damaged_index import flip
 pytestmark = pytest.mark.timeout(120)
 
 SIZE = 3 << 20
-BLOBS = ("first-http", "first-https", "later-http", "later-https", "short", "slow", "cold")
+TWO_LINES = "two\nlines"
+BLOBS = (
+    *("first-http", "first-https", "later-http", "later-https"),
+    *("short", "slow", "cold", TWO_LINES),
+)
 
 
 def noise(name: str) -> bytes:
@@ -61,6 +65,12 @@ def test_damage_at_the_beginning_is_an_honest_500(server: ModuleServer, scheme: 
     assert server.counter("cafs_nginx_damaged_total") == before + 2
     assert "is damaged" in server.nginx.log_text()
     assert f'"/cafs/first-{scheme}" cannot be served' in server.nginx.log_text()
+
+
+def test_a_name_cannot_put_lines_into_the_log(server: ModuleServer) -> None:
+    damage(server, noise(TWO_LINES), 0)
+    assert server.ask("/cafs/two%0alines").status == 500
+    assert '"/cafs/two%0alines" cannot be served' in server.nginx.log_text()
 
 
 @pytest.mark.parametrize("place", ["cafs", "cached"])

@@ -331,7 +331,10 @@ def test_a_port_that_is_taken_is_told_and_leaves_nothing(served: Served) -> None
 
 
 def test_without_nginx_the_daemon_answers(served: Served) -> None:
-    served.start("--no-nginx")
+    told = served.start("--no-nginx")
+    assert told["url"] in [
+        f"https://{host}:{served.ports[0]}/" for host in ("localhost", "127.0.0.1")
+    ]
     served.put(b"by the daemon")
     assert served.curl(KEY) == (200, b"by the daemon")
     assert not served.children("nginx")

@@ -6,7 +6,7 @@ gate and wrapper included.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +17,11 @@ import trio
 from cafs.http.app import Application
 from cafs.http.site import Site
 from cafs.http_options import HttpOptions
+from cafs.newstore import create
 from cafs.store import Store, open_store
+from tests.model.audit import audit
 from tests.model.storethread import QUIET
+from tests.unit.small_store import PARAMS
 
 
 class Answer(NamedTuple):
@@ -106,3 +109,15 @@ async def client(path: Path, options: HttpOptions | None = None) -> AsyncIterato
             yield Client(store, application, site)
         finally:
             application.close()
+
+
+def ask(path: Path, work: Callable[[Client], Awaitable[None]], **options: object) -> None:
+    """Let *work* ask the application of a new store at *path*, whose books must be right then."""
+
+    async def main() -> None:
+        async with client(path, HttpOptions(**options)) as asking:  # type: ignore[arg-type]
+            await work(asking)
+
+    create(path, PARAMS)
+    trio.run(main)
+    assert not audit(path)

@@ -95,3 +95,28 @@ def test_a_changed_file_counts_at_once(tmp_path: Path) -> None:
         assert await Users(None).knows(Credentials(b"a", b"two")) is None
 
     trio.run(main)
+
+
+def test_an_unknown_user_is_compared_with_somebody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the time that a refusal takes says which users there are."""
+    file = tmp_path / "users"
+    file.write_bytes(b"a:" + auth.apr1(b"one", b"$apr1$salt$") + b"\n")
+    compared: list[bytes] = []
+
+    def matches(stored: bytes, password: bytes) -> bool:
+        compared.append(password)
+        return password == b"one"
+
+    monkeypatch.setattr(auth, "matches", matches)
+
+    async def main() -> None:
+        users = Users(file)
+        assert await users.knows(Credentials(b"a", b"one")) is True
+        assert await users.knows(Credentials(b"b", b"one")) is False
+        assert await users.knows(Credentials(b"b", b"two")) is False
+        assert await users.knows(Credentials(b"a", b"one")) is True
+
+    trio.run(main)
+    assert compared == [b"one", b"one", b"two"]

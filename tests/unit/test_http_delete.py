@@ -12,26 +12,15 @@ from trio.testing import MockClock
 from cafs.clock import Clock
 from cafs.errors import ReadOnlyError
 from cafs.http.pruning import Pruner, may_go
-from cafs.http_options import HttpOptions
 from cafs.newstore import create
 from cafs.notices import Change, EntryChanged, InodeChanged
 from cafs.operate.sweep import Sweeper
 from cafs.types import ROOT, Ino
 from tests.model.audit import audit
-from tests.unit.site_client import Client, client
+from tests.unit.site_client import Client, ask, client
 from tests.unit.small_store import PARAMS
 
 K = "/admin/cc-x/ab/cd/abcd-1"
-
-
-def ask(path: Path, work: Callable[[Client], Awaitable[None]], **options: object) -> None:
-    async def main() -> None:
-        async with client(path, HttpOptions(**options)) as asking:  # type: ignore[arg-type]
-            await work(asking)
-
-    create(path, PARAMS)
-    trio.run(main)
-    assert not audit(path)
 
 
 def test_a_file_is_deleted_and_its_parents_stay(tmp_path: Path) -> None:

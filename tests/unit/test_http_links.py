@@ -48,8 +48,8 @@ def test_md5_links_without_a_signature() -> None:
         assert links.check_md5(SECRET, b"/read/x", query, 1.0) is Verdict.BAD
 
 
-def _hmac(method: bytes, ts: bytes, lifetime: bytes) -> bytes:
-    value = links.hmac_signature(SECRET, method, OBJECT, ts, lifetime)
+def _hmac(method: bytes, ts: bytes, lifetime: bytes, path: bytes = OBJECT) -> bytes:
+    value = links.hmac_signature(SECRET, method, path, ts, lifetime)
     return b"e=" + lifetime + b"&st=" + value + b"&ts=" + ts
 
 
@@ -58,7 +58,7 @@ def test_hmac_value_of_the_contract() -> None:
     query = b"e=3600&st=" + HMAC + b"&ts=1700000000"
     check = links.check_hmac
     assert check(SECRET, b"GET", OBJECT, query, 1700000000) is Verdict.GOOD
-    assert check(SECRET, b"GET", OBJECT, query, 1600000000) is Verdict.GOOD, "signed later"
+    assert check(SECRET, b"GET", OBJECT, query, 1699999000) is Verdict.GOOD, "signed later"
     assert check(SECRET, b"GET", OBJECT, query, 1700003600) is Verdict.GOOD
     assert check(SECRET, b"GET", OBJECT, query, 1700003601) is Verdict.EXPIRED
     assert check(SECRET, b"HEAD", OBJECT, query, 1700000000) is Verdict.BAD
@@ -77,6 +77,15 @@ def test_hmac_links_with_odd_arguments() -> None:
         b"",
     ):
         assert check(SECRET, b"GET", OBJECT, query, 1.0) is Verdict.BAD, query
+
+
+def test_digits_of_a_hmac_link_cannot_be_moved() -> None:
+    link = _hmac(b"GET", b"1700000000", b"900")
+    for e, ts in ((b"0", b"170000000090"), (b"00", b"17000000009")):
+        moved = link.replace(b"e=900", b"e=" + e).replace(b"ts=1700000000", b"ts=" + ts)
+        assert links.check_hmac(SECRET, b"GET", OBJECT, moved, 1700000000) is Verdict.BAD, moved
+    of_another = _hmac(b"GET", b"1700000000", b"900", OBJECT + b"1").replace(b"ts=", b"ts=1")
+    assert links.check_hmac(SECRET, b"GET", OBJECT, of_another, 1700000000) is Verdict.BAD
 
 
 def test_arguments_are_taken_as_nginx_takes_them() -> None:

@@ -40,6 +40,8 @@ def test_the_journal_gets_a_priority_and_no_time() -> None:
         ("", '""'),
         ("a=b", '"a=b"'),
         ('say "x"\n', '"say \\"x\\"\\n"'),
+        ("clear\x1b[2J\r", '"clear\\x1b[2J\\r"'),
+        ("\x9b2J", '"\\x9b2J"'),
         (b"name\xff", '"name\\\\xff"'),
         (os.fsdecode(b"name\xff"), '"name\\\\xff"'),
         (0.1234567891, "0.123457"),
@@ -60,6 +62,11 @@ def test_a_record_is_one_line_and_its_traceback_indented() -> None:
     assert first.endswith("first\\nsecond")
     assert trace
     assert all(row.startswith("    ") for row in trace)
+
+
+def test_nothing_in_a_line_ends_it_or_moves_the_cursor() -> None:
+    line = LineFormatter(journal=True).format(_record("user a\r\n\x1b[2J\x9b\u2028 C:\\d"))
+    assert line.endswith(r"user a\r\n\x1b[2J\x9b\u2028 C:\\d")
 
 
 def test_ids_differ() -> None:

@@ -57,6 +57,9 @@ def test_what_is_asked(body: bytes, wanted: Wanted) -> None:
         b'<propfind xmlns="DAV:"><prop>' + b"<a>" * 200 + b"</a>" * 200 + b"</prop></propfind>",
         b"\xff\xfe\x00",
         b'<propfind xmlns="DAV:"><allprop/></propfind>trailing',
+        b'<?xml version="1.0" encoding="utf-7"?><propfind xmlns="DAV:"><allprop/></propfind>',
+        b'<?xml version="1.0" encoding="zip"?><propfind xmlns="DAV:"><allprop/></propfind>',
+        b'<?xml version="1.0" encoding="none"?><propfind xmlns="DAV:"><allprop/></propfind>',
     ],
 )
 def test_what_is_refused(body: bytes) -> None:
@@ -112,3 +115,9 @@ def test_any_name_and_time_make_a_well_formed_document(name: bytes, time_ns: int
         return
     if told.isprintable():
         assert found == told
+
+
+def test_all_properties_at_once_are_what_they_are_one_by_one() -> None:
+    file = Resource(b"/admin/a%20b", b"a <b>", False, 123, 1_700_000_000 * 10**9)
+    one_by_one = Wanted(frozenset(multistatus.PROPERTIES) | {"more"})
+    assert multistatus.response(file, Wanted()) == multistatus.response(file, one_by_one)

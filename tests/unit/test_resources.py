@@ -108,7 +108,25 @@ def test_what_is_refused(body: object) -> None:
         asked(body)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff", b'{"resources": [' * 50_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b"\xff",
+        b'{"resources": [' * 50_000,
+        b'{"resources": [{"checksum": {"value": "\xff"}}]}',
+        b'[{"sha1": "\xff"}]',
+    ],
+)
 def test_what_is_no_json_is_refused(body: bytes) -> None:
     with pytest.raises(RefusedError):
         answer(body, lambda names, sizes: [False] * len(names))
+
+
+def test_a_refusal_is_short_whatever_was_sent() -> None:
+    resource = {"checksum": {"value": "a" * 40}, "size_in_bytes": 70_000, "mode": "x" * 100_000}
+    with pytest.raises(RefusedError) as refused:
+        asked({"resources": [resource]})
+    assert len(str(refused.value)) < 100

@@ -1,0 +1,330 @@
+"""One connection of the HTTP server: HTTP/1.1 (h11) around an ASGI application.
+
+A connection is one task: it reads a request, runs the application, and reads the next.  Nobody
+reads while the application works, so what a client sends meanwhile waits in the kernel, and who
+goes away is noticed when something is read from it or sent to it.  Invariant: a connection ends
+when it was idle for too long, when the daemon ends and nothing is under way, or when either side
+closes it; nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from functools import cache, lru_cache
+from http import HTTPStatus
+from typing import Any, Final
+
+import h11
+import trio
+from starlette.types import ASGIApp, Message, Scope
+
+from cafs.http.connection import Connection
+
+log = logging.getLogger(__name__)
+
+READ_MIN, READ_MAX = 64 << 10, 512 << 10
+"""Bytes that are read at once; each read costs a pass through all layers, so while a body fills
+them reads become longer."""
+HEAD_MAX: Final = 16 << 10
+"""Bytes of a request's line and headers."""
+JOINED_MAX: Final = 64 << 10
+"""Bytes of a body that are copied to leave together with their head."""
+REQUESTS_MAX: Final = 1000
+"""Requests of one connection, as with nginx: memory that it holds does not grow for ever."""
+HANDSHAKE_S: Final = 30.0
+
+_SPELLED = {b"etag": b"ETag", b"www-authenticate": b"WWW-Authenticate"}
+_DISCONNECT: Final = {"type": "http.disconnect"}
+_NEVER: Final = float("inf")
+
+
+class Server:
+    """Serves one connection to its end."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        connection: Connection,
+        stream: Connection | trio.SSLStream[Connection],
+        idle_s: float,
+        is_ending: Callable[[], bool],
+    ) -> None:
+        """*stream* is the connection itself, or TLS over it.
+
+        *idle_s* is how long a client may take for its next request; *is_ending* says that this
+        one is the last.
+        """
+        self._app = app
+        self._connection = connection
+        self._stream = stream
+        self._idle_s = idle_s
+        self._is_ending = is_ending
+        self._idle = True
+        self._reading = trio.CancelScope()
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
+        self._read_size = READ_MIN
+        self._requests = 0
+        self._ends: dict[str, Any] = {}
+
+    async def run(self) -> None:
+        """Return when the connection is closed."""
+        connection = self._connection
+        try:
+            if isinstance(self._stream, trio.SSLStream):
+                with trio.move_on_after(HANDSHAKE_S) as scope:
+                    await self._stream.do_handshake()
+                if scope.cancelled_caught:
+                    return
+            self._ends = {
+                "scheme": "https" if isinstance(self._stream, trio.SSLStream) else "http",
+                "client": _address(connection.socket.family, connection.socket.getpeername()),
+                "server": _address(connection.socket.family, connection.socket.getsockname()),
+            }
+            while await self._serve_one():
+                pass
+        except OSError:
+            # It was reset.
+            pass
+        finally:
+            await self._close()
+
+    def end_if_idle(self) -> None:
+        """The daemon is to end: wait for nothing that has not begun."""
+        if self._idle:
+            self._reading.cancel()
+
+    # -- one request -------------------------------------------------------------------------
+
+    async def _serve_one(self) -> bool:
+        """Answer one request; whether there may be another."""
+        http = self._http
+        try:
+            request = await self._next_request()
+        except h11.RemoteProtocolError as error:
+            await self.refuse(error)
+            return False
+        if request is None:
+            return False
+        self._requests += 1
+        last = self._requests >= REQUESTS_MAX or self._is_ending()
+        exchange = _Exchange(self, http, request.method, last=last)
+        try:
+            await self._app(self._scope(request), exchange.receive, exchange.send)
+        except Exception:
+            log.exception("defect in a request")
+        if exchange.gone or self._connection.broken:
+            return False
+        if http.our_state is h11.SEND_RESPONSE:
+            await self.write(_error(http, 500))
+            return False
+        if http.their_state is h11.SEND_BODY:
+            # Its end has not been looked at, for instance because it has no body at all.
+            try:
+                http.next_event()
+            except h11.RemoteProtocolError:
+                return False
+        if http.our_state is h11.SEND_BODY:
+            # Nobody must take what went out for all of it.
+            self._connection.abort()
+            return False
+        if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+            return False
+        http.start_next_cycle()
+        return not self._is_ending()
+
+    async def _next_request(self) -> h11.Request | None:
+        # It may last until then, however slowly a request dribbles in.
+        until = trio.current_time() + self._idle_s
+        self._idle = True
+        while True:
+            event = self._http.next_event()
+            if isinstance(event, h11.Request):
+                self._idle = False
+                _check_length(event)
+                return event
+            if event is not h11.NEED_DATA:
+                return None
+            with trio.CancelScope(deadline=until) as self._reading:
+                await self.read_some()
+            if self._reading.cancelled_caught:
+                return None
+
+    def _scope(self, request: h11.Request) -> Scope:
+        path, _, query = request.target.partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "http_version": request.http_version.decode("ascii"),
+            "method": request.method.decode("ascii").upper(),
+            "raw_path": path,
+            "path": path.decode("latin-1"),
+            "query_string": query,
+            "root_path": "",
+            "headers": list(request.headers),
+            "state": {"connection": self._connection},
+            "extensions": {},
+            **self._ends,
+        }
+
+    async def refuse(self, error: h11.RemoteProtocolError) -> None:
+        """Say that this is not HTTP, if nothing was said yet."""
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            await self.write(_error(self._http, error.error_status_hint))
+
+    # -- the wire ----------------------------------------------------------------------------
+
+    async def read_some(self) -> None:
+        """Read some bytes, or the end."""
+        size = self._read_size
+        try:
+            data = await self._stream.receive_some(size)
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            data = b""
+        if len(data) == size:
+            self._read_size = min(2 * size, READ_MAX)
+        elif len(data) < size // 4:
+            self._read_size = READ_MIN
+        self._http.receive_data(bytes(data))
+
+    async def write(self, data: bytes | memoryview) -> bool:
+        """Whether it is sent; if not there is nobody at the other end."""
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return True
+
+    async def _close(self) -> None:
+        if self._connection.broken:
+            # There is nobody to say good-bye to, and under TLS nobody must hear it.
+            self._connection.abort()
+            return
+        if not isinstance(self._stream, trio.SSLStream):
+            try:
+                await self._stream.send_eof()
+            except (
+                trio.BrokenResourceError,
+                trio.ClosedResourceError,
+                trio.BusyResourceError,
+                OSError,
+            ):
+                # The client was quicker.
+                pass
+        await self._stream.aclose()
+
+
+class _Exchange:
+    """One request and its answer, as an ASGI application sees them."""
+
+    def __init__(self, server: Server, http: h11.Connection, method: bytes, *, last: bool) -> None:
+        self._server = server
+        self._http = http
+        self._last = last
+        self._ended = False
+        self._bodiless = method.upper() == b"HEAD"
+        self._head = b""
+        self.gone = False
+        """The client does not hear any more of it."""
+
+    async def receive(self) -> Message:
+        """The next part of the request's body."""
+        http = self._http
+        if self._ended or self.gone:
+            return _DISCONNECT
+        if http.they_are_waiting_for_100_continue:
+            answer = h11.InformationalResponse(status_code=100, headers=[], reason=_reason(100))
+            await self._server.write(http.send(answer) or b"")
+        pieces: list[bytes] = []
+        try:
+            while not pieces and not self._ended:
+                # All that is here already: its end is mostly known with the last byte.
+                while isinstance(event := http.next_event(), h11.Data):
+                    pieces.append(bytes(event.data))
+                self._ended = isinstance(event, h11.EndOfMessage)
+                if event is h11.NEED_DATA and not pieces:
+                    await self._server.read_some()
+        except h11.RemoteProtocolError as error:
+            if not pieces:
+                self.gone = True
+                await self._server.refuse(error)
+                return _DISCONNECT
+            # Asked for more, h11 says it again.
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return {"type": "http.request", "body": body, "more_body": not self._ended}
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        if self.gone:
+            return
+        http = self._http
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            headers = [(_spelled(name), value) for name, value in message.get("headers", ())]
+            headers.append((b"Date", _date(int(time.time()))))
+            if self._last:
+                headers.append((b"Connection", b"close"))
+            self._bodiless = self._bodiless or status in (204, 304)
+            answer = h11.Response(status_code=status, headers=headers, reason=_reason(status))
+            # Not sent alone: what follows follows at once.
+            self._head = http.send(answer) or b""
+            return
+        body = message.get("body", b"")
+        pieces: list[Any] = [self._head]
+        self._head = b""
+        if body and not self._bodiless:
+            pieces += http.send_with_data_passthrough(h11.Data(data=body)) or ()
+        if not message.get("more_body", False):
+            pieces += http.send_with_data_passthrough(h11.EndOfMessage()) or ()
+        if len(body) <= JOINED_MAX:
+            pieces = [b"".join(pieces)]
+        for piece in pieces:
+            if piece and not await self._server.write(piece):
+                self.gone = True
+                return
+
+
+def _check_length(request: h11.Request) -> None:
+    """Refuse a request whose end another server may see elsewhere (RFC 9112, section 6.1).
+
+    Raises RemoteProtocolError.  h11 believes Transfer-Encoding; who believes Content-Length takes
+    the rest of the body for a request of somebody else.
+    """
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" in names and (
+        b"content-length" in names or request.http_version < b"1.1"
+    ):
+        raise h11.RemoteProtocolError("it is not clear how long the body is")
+
+
+def _error(http: h11.Connection, status: int) -> bytes:
+    headers = [(b"Content-Length", b"0"), (b"Date", _date(int(time.time())))]
+    headers.append((b"Connection", b"close"))
+    answer = h11.Response(status_code=status, headers=headers, reason=_reason(status))
+    return (http.send(answer) or b"") + (http.send(h11.EndOfMessage()) or b"")
+
+
+def _address(family: int, name: Any) -> tuple[str, int] | None:
+    return (name[0], name[1]) if family in (socket.AF_INET, socket.AF_INET6) else None
+
+
+@cache
+def _reason(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""
+
+
+@cache
+def _spelled(name: bytes) -> bytes:
+    # The names are ours, so there are few.
+    return _SPELLED.get(name) or name.title()
+
+
+@lru_cache(maxsize=2)
+def _date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode("ascii")
