@@ -97,21 +97,6 @@ class Disk:
             )
         return b"".join(parts)
 
-    def pread_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
-        """*length* bytes from *offset* if all of them are in the page cache, else None.
-
-        None also when the filesystem cannot tell, and when the file ends before that: the
-        caller then asks :meth:`pread_exact`, which knows the difference.
-        """
-        data = bytearray(length)
-        try:
-            count = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS):
-                return None
-            raise _fault(error, f"read {self._name(fd)} at {offset}") from error
-        return bytes(data) if count == length else None
-
     def free_bytes(self, path: str | os.PathLike[str]) -> int:
         """Bytes that this user may still write on the filesystem of *path*."""
         try:

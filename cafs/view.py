@@ -59,7 +59,6 @@ class View:
     def read_chunk(self, number: ChunkNo, extent: Extent) -> bytes:
         """A chunk's bytes, verified.  Raises ChunkDamagedError."""
         stored = self.packs.read_stored(extent.pack, extent.offset, extent.stored_length)
-        assert stored is not None
         return verified(number, extent, stored)
 
     def content(self, blob: BlobNo) -> Iterator[bytes]:

@@ -210,20 +210,14 @@ class PackStore:
 
     # -- reading
 
-    def read_stored(
-        self, pack: PackNo, offset: int, length: int, nowait: bool = False
-    ) -> bytes | None:
+    def read_stored(self, pack: PackNo, offset: int, length: int) -> bytes:
         """*length* stored bytes, of one chunk or of several that lie back to back.
 
-        *nowait*: None instead of waiting for the disk.  Unchecked: the caller compares XXH3.
-        Raises ChunkDamagedError when the pack is missing or ends before that, DiskError when
-        it cannot be read.
+        Unchecked: the caller compares XXH3.  Raises ChunkDamagedError when the pack is missing
+        or ends before that, DiskError when it cannot be read.
         """
-        with self._reading(pack, nowait) as fd:
-            if fd is None:
-                return None
-            if nowait:
-                return self._disk.pread_nowait(fd, length, offset)
+        with self._reading(pack, nowait=False) as fd:
+            assert fd is not None
             return self._disk.pread_exact(fd, length, offset)
 
     def read_run(

@@ -220,7 +220,6 @@ class Compactor:
             pieces = []
             for number, extent, sha256 in batch:
                 stored = store.packs.read_stored(extent.pack, extent.offset, extent.stored_length)
-                assert stored is not None
                 # A damaged chunk must not be moved: its copy would have a good new place.
                 verified(number, extent, stored)
                 pieces.append(

@@ -163,7 +163,6 @@ class Scrub:
         why = ""
         try:
             stored = self._view.packs.read_stored(extent.pack, extent.offset, extent.stored_length)
-            assert stored is not None
             raw = verified(number, extent, stored)
             if hashlib.sha256(raw).digest() != record.sha256:
                 why = f"chunk {number} does not have its SHA-256"

@@ -68,26 +68,6 @@ def test_reading_beyond_the_end_names_the_file(disk: Disk, fd: int, tmp_path: Pa
         disk.pread_exact(fd, 4, 1)
 
 
-def test_nowait_gives_all_or_none(disk: Disk, fd: int) -> None:
-    disk.pwrite_all(fd, [b"warm"], 0)
-    try:
-        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except OSError as error:
-        assert error.errno == errno.EOPNOTSUPP
-        assert disk.pread_nowait(fd, 4, 0) is None
-    else:
-        assert disk.pread_nowait(fd, 4, 0) == b"warm"
-    assert disk.pread_nowait(fd, 5, 0) is None
-
-
-def test_nowait_does_not_wait_for_what_is_not_cached(disk: Disk, fd: int) -> None:
-    disk.pwrite_all(fd, [os.urandom(1 << 20)], 0)
-    disk.sync_file(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    cached = disk.pread_nowait(fd, 4096, 512 << 10)
-    assert cached is None or cached == disk.pread_exact(fd, 4096, 512 << 10)
-
-
 def test_a_full_disk(disk: Disk) -> None:
     fd = disk.open("/dev/full", os.O_WRONLY)
     try:
@@ -125,7 +105,6 @@ def test_any_other_fault_is_the_disks(disk: Disk, tmp_path: Path) -> None:
     calls: list[Callable[[], object]] = [
         lambda: disk.pwrite_all(closed, [b"x"], 0),
         lambda: disk.pread_exact(closed, 1, 0),
-        lambda: disk.pread_nowait(closed, 1, 0),
         lambda: disk.truncate(closed, 0),
         lambda: disk.sync_data(closed),
         lambda: disk.sync_file(closed),

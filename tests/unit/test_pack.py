@@ -379,13 +379,15 @@ def test_what_cannot_be_stored_is_refused(open_packs: Opener, tmp_path: Path) ->
 
 def test_nowait_reads_only_what_is_open_and_cached(open_packs: Opener) -> None:
     packs = open_packs()
-    [extent] = packs.append([stored(100)])
-    where = (extent.pack, extent.offset, 100)
-    assert packs.read_stored(*where, nowait=True) is None
-    assert packs.read_stored(*where) == stored(100).stored
-    # Just written, so in the page cache (or the filesystem cannot tell).
-    assert packs.read_stored(*where, nowait=True) in (None, stored(100).stored)
-    assert packs.read_stored(extent.pack, extent.offset, 101, nowait=True) is None
+    chunk = stored(100)
+    [extent] = packs.append([chunk])
+    where = (extent.pack, extent.offset, [(100, extent.codec, extent.raw_length, extent.xxh3)])
+    raw = packs.read_run(*where, nowait=False)
+    assert packs.read_run(*where, nowait=True) in (None, raw)
+    packs.close()
+    packs = open_packs()
+    assert packs.read_run(*where, nowait=True) is None
+    assert raw is not None
 
 
 def test_reading_without_recovering(open_packs: Opener, tmp_path: Path) -> None:
