@@ -434,3 +434,5 @@ def test_the_lines_of_the_readme_work_as_pasted(served: Served, tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "HTTP/1.1 200 OK" in done.stdout
     assert mount_at(demo / "mnt") is None
+    # nginx lets its connections end first; killed before that it would leave its workers behind.
+    await_(lambda: not _mentioning(str(served.base)), lambda: str(_mentioning(str(served.base))))
