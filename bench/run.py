@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from bench import corpus, machine
 from bench.client import Answer, Client
@@ -32,6 +33,28 @@ _SCRATCH_BYTES = 1 << 30
 
 class BenchError(Exception):
     """The run cannot be made; says why and what to do."""
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_W = TypeVar("_W", bound=_Named)
+
+
+def choose(workloads: Sequence[_W], only: Sequence[str]) -> list[_W]:
+    """The workloads that *only* names, or all.
+
+    Raises BenchError when there is no such name, or this is not root.
+    """
+    if os.geteuid() != 0:
+        raise BenchError("dropping the kernel's caches needs root: run the benchmarks as root")
+    unknown = set(only) - {workload.name for workload in workloads}
+    if unknown:
+        names = ", ".join(workload.name for workload in workloads)
+        raise BenchError(f"no workload {', '.join(sorted(unknown))}; there are: {names}")
+    return [workload for workload in workloads if not only or workload.name in only]
 
 
 def run(
@@ -54,13 +77,7 @@ def run(
         CorpusError: there is no corpus in the directory.
         SideError: a side could not be started or stopped.
     """
-    if os.geteuid() != 0:
-        raise BenchError("dropping the kernel's caches needs root: run the benchmarks as root")
-    chosen = [w for w in WORKLOADS if not only or w.name in only]
-    unknown = set(only) - {w.name for w in WORKLOADS}
-    if unknown:
-        names = ", ".join(w.name for w in WORKLOADS)
-        raise BenchError(f"no workload {', '.join(sorted(unknown))}; there are: {names}")
+    chosen = choose(WORKLOADS, only)
     described = corpus.load(directory / "corpus")
     result = Result(
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),

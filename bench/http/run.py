@@ -23,7 +23,7 @@ from bench.http.measures import MEASURES
 from bench.http.servers import CafsServer, Server, nginx_module
 from bench.http.workloads import WORKLOADS, Context, Take, Workload
 from bench.result import Daemon, Result, Sample
-from bench.run import BenchError
+from bench.run import BenchError, choose
 from bench.work.base import Measure
 from cafs.serve import nginx_program
 
@@ -84,13 +84,7 @@ def run(
         LoadError: a server gave a wrong answer.
         SideError: a server could not be started or stopped.
     """
-    if os.geteuid() != 0:
-        raise BenchError("dropping the kernel's caches needs root: run the benchmarks as root")
-    chosen = [w for w in WORKLOADS if not only or w.name in only]
-    unknown = set(only) - {w.name for w in WORKLOADS}
-    if unknown:
-        names = ", ".join(w.name for w in WORKLOADS)
-        raise BenchError(f"no workload {', '.join(sorted(unknown))}; there are: {names}")
+    chosen = choose(WORKLOADS, only)
     if shutil.disk_usage("/dev/shm").free < _SCRATCH_BYTES:
         raise BenchError("the benchmarks need 1 GiB of free room in /dev/shm")
     directory.mkdir(parents=True, exist_ok=True)
