@@ -100,7 +100,8 @@ PACK_EMPTIED: Final = 2
 """Holds nothing that is alive; removed once its grace has passed."""
 
 _COOKIE_MASK: Final = (1 << 63) - 1
-_FIRST_COOKIE: Final = 3
+FIRST_COOKIE: Final = 3
+"""0 is the start of a directory, 1 and 2 are the dot entries."""
 DIGEST_PREFIX: Final = 8
 
 
@@ -164,12 +165,12 @@ def name_cookie(name: bytes) -> int:
     0 is the start of a directory; 1 and 2 are the dot entries, and NFS servers refuse all
     three as cookies (RFC 7530, section 16.24.4).
     """
-    return max(_FIRST_COOKIE, xxhash.xxh3_64_intdigest(name) & _COOKIE_MASK)
+    return max(FIRST_COOKIE, xxhash.xxh3_64_intdigest(name) & _COOKIE_MASK)
 
 
 def next_cookie(cookie: int) -> int:
     """The place after *cookie*, around the end of the range."""
-    return _FIRST_COOKIE if cookie == _COOKIE_MASK else cookie + 1
+    return FIRST_COOKIE if cookie == _COOKIE_MASK else cookie + 1
 
 
 def entry_value(ino: Ino, kind: int, name: bytes) -> bytes:

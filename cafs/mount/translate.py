@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
@@ -75,8 +76,8 @@ def handler(function: Handler[P, T]) -> Handler[P, T]:
     return guarded
 
 
-_KEPT_MAX = 20_000
-_kept: dict[Ino, tuple[Attr, pyfuse3.EntryAttributes]] = {}
+_KEPT_MAX = 65_536
+_kept: OrderedDict[Ino, tuple[Attr, pyfuse3.EntryAttributes]] = OrderedDict()
 """What was made of the attributes of inodes, which takes longer than finding them."""
 
 
@@ -86,10 +87,15 @@ def entry(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
     if kept is not None and kept[0] is attr:
         return kept[1]
     result = _made(ino, attr)
-    if len(_kept) >= _KEPT_MAX:
-        _kept.clear()
     _kept[ino] = attr, result
+    if len(_kept) > _KEPT_MAX:
+        _kept.popitem(last=False)
     return result
+
+
+def forget() -> None:
+    """Let go of what is kept."""
+    _kept.clear()
 
 
 def _made(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:

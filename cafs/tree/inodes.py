@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from cafs.errors import FsError
@@ -16,7 +17,8 @@ from cafs.index.counters import Counters
 from cafs.index.overlay import Overlay
 from cafs.types import Attr, Ino
 
-_CACHE = 20_000
+_KEPT_MAX = 65_536
+"""Decoded records that are kept: a tree of so many files is walked again at once."""
 
 
 class Inodes:
@@ -25,7 +27,9 @@ class Inodes:
     def __init__(self, overlay: Overlay, counters: Counters) -> None:
         self._overlay = overlay
         self._counters = counters
-        self._cache: dict[Ino, Attr] = {}
+        self._cache: OrderedDict[Ino, Attr] = OrderedDict()
+        self.decoded = 0
+        """Records that were not at hand so far."""
 
     def get(self, ino: Ino) -> Attr:
         """The record.  Raises FsError(ESTALE) for an inode that is gone."""
@@ -35,6 +39,7 @@ class Inodes:
             if value is None:
                 raise FsError(errno.ESTALE, f"inode {ino} is gone")
             attr = layout.unpack_inode(value)
+            self.decoded += 1
             self._remember(ino, attr)
         return attr
 
@@ -99,10 +104,15 @@ class Inodes:
         for key, _ in self._overlay.scan(layout.ORPHANS, b"", b""):
             yield Ino(layout.from_u48(key))
 
+    def forget(self) -> None:
+        """Let go of the decoded records."""
+        self._cache.clear()
+
     def _remember(self, ino: Ino, attr: Attr) -> None:
-        if len(self._cache) >= _CACHE:
-            self._cache.clear()
-        self._cache[ino] = attr
+        cache = self._cache
+        cache[ino] = attr
+        if len(cache) > _KEPT_MAX:
+            cache.popitem(last=False)
 
 
 def _shown(attr: Attr) -> tuple[int, ...]:

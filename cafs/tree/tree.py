@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from cafs.blobs.blobs import Blobs
 from cafs.clock import Clock
@@ -61,9 +61,14 @@ class Tree:
         found = self._find(parent, directory, name)
         return found.ino if found else None
 
-    def listing(self, directory: Ino, after: int) -> Iterator[DirEntry]:
+    def listing(self, directory: Ino, after: int) -> Iterable[DirEntry]:
         """Entries behind a cookie."""
         return self.names.listing(directory, after)
+
+    def forget(self) -> None:
+        """Let go of records and listings that are kept decoded."""
+        self.inodes.forget()
+        self.names.forget()
 
     def readlink(self, ino: Ino) -> bytes:
         """A symbolic link's target."""
