@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from bench.sides import Side
 from bench.work.base import Measure, Take, Target, Workload
 
@@ -10,7 +12,11 @@ _LIMIT_MIB = 150
 
 
 class Idle(Workload):
-    """Proportional set sizes of the daemon and its children, in MiB; ext4 has no process."""
+    """Proportional set sizes of the daemon and its children, in MiB; ext4 has no process.
+
+    Idle is a daemon that nobody has asked for anything for 130 s (15 s in a quick run): it gives
+    back what it keeps for the next question after two minutes at most.
+    """
 
     name = "idle"
     repeats = False
@@ -43,10 +49,14 @@ class Idle(Workload):
             part = min(_PER_DIRECTORY, count - number * _PER_DIRECTORY)
             context.client("create", directory, part, 200, context.seed * 10_000 + number)
         side.settle()
+        # What idle means here: so long nobody has asked for anything.
+        rest_s = context.pick(15, 130)
+        time.sleep(rest_s)
         take("idle_files", lambda: float(count))
         take("idle_after_work", lambda: _mib(side, anonymous=False))
         take("idle_work_anonymous", lambda: _mib(side, anonymous=True))
         side.cold()
+        time.sleep(rest_s)
         take("idle_after_start", lambda: _mib(side, anonymous=False))
         take("idle_start_anonymous", lambda: _mib(side, anonymous=True))
 

@@ -7,6 +7,9 @@ ever begins a write transaction.  Every value is held to its check before anybod
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
 from pathlib import Path
 
 import lmdb
@@ -83,6 +86,21 @@ class Environment:
     def file_bytes(self) -> int:
         """Bytes that the index takes on disk."""
         return (self.directory / "data.mdb").stat().st_blocks * 512
+
+    def rest(self) -> None:
+        """Let go of the pages of the file that were looked at; the page cache still has them.
+
+        Else they count as this process's memory until the kernel is short of it.  madvise(2)
+        takes nothing from a mapping of a file but the page tables, so anybody may read on.
+        """
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        file = os.fsencode(self.directory.resolve() / "data.mdb")
+        for line in Path("/proc/self/maps").read_bytes().splitlines():
+            place, *_, name = line.split(maxsplit=5)
+            if name == file:
+                start, end = (int(address, 16) for address in place.split(b"-"))
+                madvise(start, end - start, mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Unmap the index; all transactions must have ended."""

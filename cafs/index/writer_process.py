@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+import select
 import signal
 import struct
 import sys
@@ -31,6 +32,8 @@ from cafs.index.env import MAP_SIZE, MAX_READERS
 _LENGTH = struct.Struct("<Q")
 FULL_BYTES = 256 << 10
 """A disk with less than this left counts as full."""
+REST_S = 60.0
+"""After so long without a batch the index is closed: its pages count as this process's memory."""
 
 
 def _open(directory: str) -> tuple[lmdb.Environment, list[Any]]:
@@ -125,6 +128,10 @@ def main(directory: str) -> int:
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     opened: tuple[lmdb.Environment, list[Any]] | None = None
     while True:
+        # Between two frames nothing is left in the buffer, so that the descriptor tells.
+        if opened and not select.select([source], [], [], REST_S)[0]:
+            opened[0].close()
+            opened = None
         head = _read_exactly(source, _LENGTH.size)
         if head is None:
             return 0

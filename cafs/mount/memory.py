@@ -37,6 +37,7 @@ async def give_back_when_idle(store: Store) -> None:
 
     def forget_tree() -> None:
         store.tree.forget()
+        store.environment.rest()
         translate.forget()
 
     async with trio.open_nursery() as nursery:
