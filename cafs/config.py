@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cafs.archive_options import ArchiveOptions
 from cafs.errors import ConfigError
 from cafs.http_options import HttpOptions
 from cafs.serve_options import ServeOptions
@@ -151,6 +152,7 @@ class Settings:
     default: Defaults = Defaults()
     store: StoreParams = StoreParams()
     mount: MountOptions = MountOptions()
+    archives: ArchiveOptions = ArchiveOptions()
     http: HttpOptions = HttpOptions()
     serve: ServeOptions = ServeOptions()
     explicit: frozenset[str] = frozenset()
@@ -163,6 +165,7 @@ SECTIONS: Final[Mapping[str, type[Any]]] = {
     "default": Defaults,
     "store": StoreParams,
     "mount": MountOptions,
+    "archives": ArchiveOptions,
     "http": HttpOptions,
     "serve": ServeOptions,
 }

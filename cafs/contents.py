@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import stat
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -24,15 +25,18 @@ from cafs.blobs.spool import Spool
 from cafs.clock import Clock
 from cafs.durable import Disk
 from cafs.errors import CafsError
+from cafs.index.layout import BLOB_AGED
 from cafs.space import Space
 from cafs.tree import permissions
 from cafs.tree.tree import Tree
-from cafs.types import Attr, BlobNo, Ino
+from cafs.types import NO_BLOB, Attr, BlobNo, Ino
 from cafs.workers import Workers
 
 log = logging.getLogger(__name__)
 
 CAPABILITY = b"security.capability"
+PARTS_AT_ONCE = 128
+"""Parts of a recipe that are listed once more in one step."""
 
 
 class Contents:
@@ -70,6 +74,7 @@ class Contents:
         self._crowd = trio.lowlevel.ParkingLot()
         # Writers that wait until less waits in memory.
         self._drafts: dict[Ino, Draft] = {}
+        self._hidden: set[Ino] = set()
         self._touched: dict[Ino, int] = {}
         self._openers: Counter[Ino] = Counter()
         self._writers: Counter[Ino] = Counter()
@@ -78,13 +83,44 @@ class Contents:
         """Set when a file without writers needs more than a job to be finished."""
         self._waiting = trio.lowlevel.ParkingLot()
         # Those in finished().
+        self.thaw: Callable[[BlobNo], Awaitable[None]] | None = None
+        """Gives a blob that was taken apart its plain recipe back."""
         self._spools = 0
 
     # -- what drafts need --------------------------------------------------------------------
 
     def publish(self, ino: Ino, blob: BlobNo, size: int) -> None:
         """See cafs.blobs.draft.Surroundings."""
+        if ino not in self._hidden:
+            self.blobs.reveal(blob)
+        elif blob != NO_BLOB and not size:
+            # Just begun: nobody else has it.
+            self.blobs.hidden.add(blob)
         self.tree.publish(ino, blob, size)
+
+    def hide(self, ino: Ino) -> None:
+        """A new inode that no name leads to, and which nobody is shown before reveal()."""
+        self._hidden.add(ino)
+
+    def reveal(self, ino: Ino) -> None:
+        """The inode is about to get a name."""
+        self._hidden.discard(ino)
+        self.blobs.reveal(self.tree.inodes.get(ino).blob)
+
+    @asynccontextmanager
+    async def forked(self, ino: Ino, source: BlobNo, size: int) -> AsyncIterator[BlobNo]:
+        """See cafs.blobs.draft.Surroundings; the block has to publish what it is given."""
+        # A commit may fall between two steps: until then it belongs to an inode without a name.
+        keeper = self.tree.nameless(stat.S_IFREG, 0, 0)
+        try:
+            fork = self.blobs.begin(ino)
+            self.tree.publish(keeper, fork, 0)
+            while self.blobs.fork_more(fork, source, PARTS_AT_ONCE, size):
+                self.tree.publish(keeper, fork, self.blobs.get(fork).size)
+                await trio.lowlevel.checkpoint()
+            yield fork
+        finally:
+            self.tree.reap(keeper)
 
     def new_spool(self, ino: Ino) -> Spool:
         """See cafs.blobs.draft.Surroundings."""
@@ -159,10 +195,11 @@ class Contents:
         """Drop what is being written to a file that goes; False while somebody works on it."""
         self._touched.pop(ino, None)
         draft = self._drafts.get(ino)
+        if draft is not None and draft.busy:
+            return False
+        self._hidden.discard(ino)
         if draft is None:
             return True
-        if draft.busy:
-            return False
         draft.discard()
         del self._drafts[ino]
         self._waiting.unpark_all()
@@ -178,6 +215,20 @@ class Contents:
             draft = self._drafts[ino] = Draft(self, ino, attr.blob, attr.size)
         return draft
 
+    async def _plain(self, ino: Ino) -> None:
+        """Return when a draft can be put on top of what the file has."""
+        while ino not in self._drafts:
+            blob = self.tree.inodes.get(ino).blob
+            if blob == NO_BLOB or not self.blobs.get(blob).flags & BLOB_AGED:
+                return
+            if self.thaw is None:
+                raise CafsError(f"blob {blob} is taken apart, and nothing here can rebuild it")
+            await self.thaw(blob)
+
+    def writes_on(self, blob: BlobNo) -> bool:
+        """Whether somebody writes on top of a blob: its recipe is not to be exchanged."""
+        return any(draft.rests_on(blob) for draft in self._drafts.values())
+
     async def write(self, ino: Ino, offset: int, data: bytes, *, privileged: bool) -> None:
         """Write to a file.  Raises DiskFullError and its kin; then nothing was written."""
         self._space.admit(self.pending_bytes + len(data))
@@ -185,6 +236,7 @@ class Contents:
             await self._crowd.park()
             if self._space.problem is not None and self.pending_bytes > self._pending_limit:
                 raise self._space.problem
+        await self._plain(ino)
         draft = self._draft(ino)
         if not draft.append_now(offset, data):
             await draft.write(offset, data)
@@ -194,6 +246,8 @@ class Contents:
         """Set a file's size, as ftruncate(2): the times change even if the size does not."""
         if size > self.attr(ino).size:
             self._space.admit(0)
+        if size:
+            await self._plain(ino)
         await self._draft(ino).truncate(size)
         self._changed(ino, privileged=privileged)
         if ino not in self._writers:

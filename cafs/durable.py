@@ -178,10 +178,28 @@ class Disk:
         except OSError as error:
             raise _fault(error, f"remove {os.fspath(path)}") from error
 
+    def take_rights(self, fd: int, path: str | os.PathLike[str]) -> None:
+        """Give a file the permissions, owner and group of the one at *path*."""
+        try:
+            like = os.stat(path)
+            mine = os.fstat(fd)
+            if (like.st_uid, like.st_gid) != (mine.st_uid, mine.st_gid):
+                os.fchown(fd, like.st_uid, like.st_gid)
+            os.fchmod(fd, like.st_mode & 0o7777)
+        except OSError as error:
+            raise _fault(error, f"give {self._name(fd)} the rights of {os.fspath(path)}") from error
+
     def write_file(
-        self, path: str | os.PathLike[str], data: ReadableBuffer, mode: int = 0o600
+        self,
+        path: str | os.PathLike[str],
+        data: ReadableBuffer,
+        mode: int = 0o600,
+        *,
+        keep_rights: bool = False,
     ) -> None:
         """Make *path* hold *data*: whole and durable when this returns.
+
+        With *keep_rights* it keeps the permissions, owner and group that it has.
 
         When it raises, the path has its old content or the new, whole, whatever happens next.
         The temporary name is always the same one (*path* + ``.new``), so that the next try
@@ -192,6 +210,8 @@ class Disk:
         fd = self.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
             try:
+                if keep_rights:
+                    self.take_rights(fd, name)
                 self.pwrite_all(fd, [data], 0)
                 self.sync_file(fd)
             finally:

@@ -104,6 +104,10 @@ class ChunkDamagedError(DamagedError):
     """The chunk's number, where that is known."""
 
 
+class RebuildError(DamagedError):
+    """The bytes of an archive that was taken apart cannot be made again as they were."""
+
+
 class IndexDamagedError(DamagedError):
     """A record of the index cannot be understood, or LMDB found a bad page."""
 
@@ -138,6 +142,14 @@ class AccessError(CafsError):
 
 class NginxError(CafsError):
     """nginx is missing, refuses its configuration, or ended."""
+
+
+class AddressError(CafsError):
+    """An address or port that is to be listened on is taken, or may not be used."""
+
+
+class EngineError(CafsError):
+    """What makes archives again (gzip, zlib) is missing, is another, or failed."""
 
 
 class FsError(CafsError):
@@ -185,6 +197,7 @@ MEANINGS: dict[type[CafsError], Meaning] = {
     FuseMissingError: Meaning(_errno.ENODEV, 500, 7, "load it with: modprobe fuse"),
     DamagedError: Meaning(_errno.EIO, 500, 8, "run: cafs check STORE; then cafs scrub STORE"),
     ChunkDamagedError: Meaning(_errno.EIO, 500, 8, "run: cafs scrub STORE"),
+    RebuildError: Meaning(_errno.EIO, 500, 8, "run: cafs check STORE; see the daemon's log"),
     IndexDamagedError: Meaning(_errno.EIO, 500, 8, "run: cafs check STORE"),
     CheckFailedError: Meaning(_errno.EIO, 500, 8, "run: cafs check STORE --repair"),
     DiskFullError: Meaning(_errno.ENOSPC, 507, 9, "delete files or grow the disk"),
@@ -194,6 +207,8 @@ MEANINGS: dict[type[CafsError], Meaning] = {
     DaemonAbsentError: Meaning(_errno.EIO, 503, 12, "mount it with: cafs mount STORE MOUNTPOINT"),
     AccessError: Meaning(_errno.EACCES, 403, 13, "run as the owner of the store, or as root"),
     NginxError: Meaning(_errno.EIO, 503, 14, "see what nginx itself says in the log"),
+    AddressError: Meaning(_errno.EIO, 503, 15, "see who listens there: ss -ltnp"),
+    EngineError: Meaning(_errno.EIO, 500, 16, "see which engines are there: cafs status STORE"),
     FsError: Meaning(_errno.EIO, 500, 1, ""),
 }
 

@@ -23,7 +23,8 @@ def figures(counters: Counters) -> dict[str, Any]:
         "blobs_count": counters.blobs,
         "chunks_count": counters.chunks,
         "logical_bytes": counters.logical_bytes,
-        "unique_bytes": counters.unique_bytes,
+        "blob_bytes": counters.blob_bytes,
+        "unique_bytes": counters.raw_bytes,
         "stored_bytes": stored,
         "ratio": round(counters.logical_bytes / stored, 3) if stored else None,
     }

@@ -15,7 +15,7 @@ import trio
 
 from cafs.blobs.blobs import Digests
 from cafs.contents import Contents
-from cafs.errors import CafsError
+from cafs.errors import CafsError, DaemonError
 from cafs.types import BlobNo, Ino
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ class Hasher:
             await trio.sleep(PAUSE_S)
             try:
                 await self.once()
+            except DaemonError as error:
+                # The store is being closed, and what waits is listed in its index.
+                log.info("hashing ends: %s", error)
             except CafsError as error:
                 log.warning("hashing stopped for now: %s", error)
 
@@ -53,7 +56,10 @@ class Hasher:
 
     def _settled(self, blob: BlobNo, ino: Ino) -> bool:
         attr = self._contents.tree.inodes.find(ino)
-        return attr is not None and attr.blob == blob and not self._contents.has_draft(ino)
+        if attr is None or attr.blob != blob or self._contents.has_draft(ino):
+            return False
+        # Without a name it is a copy that grows, or about to go.
+        return attr.nlink > 0
 
     async def _one(self, blob: BlobNo, ino: Ino) -> bool:
         if not self._settled(blob, ino):
@@ -68,6 +74,8 @@ class Hasher:
         for start in range(0, size, PIECE):
             try:
                 data = await self._contents.reader.read(blob, start, min(start + PIECE, size))
+            except DaemonError:
+                raise
             except CafsError as error:
                 log.warning("inode %d cannot be hashed: %s", ino, error)
                 return False

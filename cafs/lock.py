@@ -12,6 +12,8 @@ import fcntl
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -103,6 +105,25 @@ def holder(store: Path) -> Holder | None:
     finally:
         os.close(fd)
     return None
+
+
+@contextmanager
+def kept_free(store: Path) -> Iterator[bool]:
+    """Whether nobody has *store* open for writing; within, nobody begins to.
+
+    For a moment only: a daemon that starts meanwhile may be refused.
+    """
+    fd = _open_to_look(store)
+    try:
+        if fd is not None:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def wait_until_free(store: Path, timeout_s: float) -> bool:

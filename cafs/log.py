@@ -119,6 +119,12 @@ def install(level: str, handler: logging.Handler) -> None:
     logging.captureWarnings(True)
 
 
+def is_kept() -> bool:
+    """Whether this process was told where to log to."""
+    handlers = logging.getLogger().handlers
+    return any(isinstance(handler.formatter, LineFormatter) for handler in handlers)
+
+
 class RateLimit:
     """Lets the first lines of a kind pass, then one per interval, and counts those held back.
 

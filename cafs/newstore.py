@@ -41,7 +41,7 @@ def create(path: Path, params: StoreParams) -> None:
             for name in DIRECTORIES:
                 (path / name).mkdir(mode=0o700, exist_ok=True)
             _write_first_commit(path, lock)
-            content = storefile.StoreFile(secrets.token_bytes(16), layout.FORMAT_VERSION, params)
+            content = storefile.StoreFile(secrets.token_bytes(16), layout.FIRST_VERSION, params)
             Disk().write_file(path / storefile.NAME, storefile.render(content))
         finally:
             lock.release()

@@ -49,6 +49,8 @@ class Space:
         """Why changes are refused or could not be stored; None when all is well."""
         self.commit_bytes: Callable[[], int] = lambda: 0
         """Bytes of the index that the changes which wait for a commit may take."""
+        self.give_way: Callable[[], int] = lambda: 0
+        """Removes what can be made again from a full disk; how many bytes that gives back."""
         self._refresh()
         self._margin = min(MARGIN_MAX, self.total // FRACTION)
         self._reserve = min(reserve, self.total // FRACTION)
@@ -130,7 +132,11 @@ class Space:
             self._asked = -1e9
         self.admit_removal()
         if self._free - self._margin < needed + self.commit_bytes():
-            self._full()
+            if self.give_way():
+                self.changed()
+                self._refresh()
+            if self._free - self._margin < needed + self.commit_bytes():
+                self._full()
         self._see_room()
 
     def admit_removal(self) -> None:

@@ -12,12 +12,15 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from cafs import storefile
+from cafs import archive_side, storefile
+from cafs.accesses import Accesses
+from cafs.archive_options import ArchiveOptions
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.chunker import ChunkParams
 from cafs.blobs.chunks import Chunks
@@ -45,8 +48,10 @@ from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.counters import Counters
 from cafs.index.env import Environment
 from cafs.index.overlay import Layer, Overlay
-from cafs.index.pending import Pending, default_path
+from cafs.index.pending import Pending, default_path, withdraw
+from cafs.index.reads import Reads, path_beside
 from cafs.index.writer import IndexWriter
+from cafs.latency import Latency
 from cafs.lock import StoreLock, holder, wait_until_free
 from cafs.notices import Notices
 from cafs.space import Space
@@ -57,6 +62,7 @@ from cafs.workers import Workers
 
 log = logging.getLogger(__name__)
 
+DEFAULT_ARCHIVES = ArchiveOptions()
 LAST_COMMIT_S = 30.0
 """How long a killed daemon's last commit may take."""
 OVERLAY_LIMIT_FULL = 400
@@ -74,7 +80,13 @@ class Store:
     """A store that is open for writing; see open_store()."""
 
     def __init__(
-        self, path: Path, options: MountOptions, lock: StoreLock, clock: Clock, disk: Disk
+        self,
+        path: Path,
+        options: MountOptions,
+        lock: StoreLock,
+        clock: Clock,
+        disk: Disk,
+        archives: ArchiveOptions = DEFAULT_ARCHIVES,
     ) -> None:
         self.path = path
         self.options = options
@@ -91,7 +103,15 @@ class Store:
         self.environment = Environment(path / "index")
         self.environment.clear_dead_readers()
         # Before anything changes: others answer from the index as long as nothing is marked.
-        self.pending = Pending.publish(options.pending_file or default_path(self.file.id))
+        usual = default_path(self.file.id)
+        pending_file = options.pending_file or usual
+        # Whoever opens the pending file looks for this one beside it.
+        self.reads = Reads.publish(path_beside(pending_file), path / "index" / "lock.mdb")
+        self.pending = Pending.publish(pending_file)
+        if options.pending_file not in (None, usual):
+            # A daemon before this one may have had it there, and been killed.
+            withdraw(usual)
+            path_beside(usual).unlink(missing_ok=True)
         self.overlay = Overlay(self.environment, self.pending)
         self.counters = Counters.decode(self.overlay.get(layout.META, COUNTERS_KEY))
         self.packs = PackStore(self.disk, path / "packs", self.file.id, params.pack_size)
@@ -132,6 +152,13 @@ class Store:
             clock,
             options.pending_bytes,
         )
+        self.latency = Latency()
+        self.reports: dict[str, Callable[[], dict[str, Any]]] = {}
+        """Sections of a status that others know, by name."""
+        self.accesses = Accesses(
+            self.contents, self.space, clock, self.notices, relatime=options.atime == "relatime"
+        )
+        self.archives = archive_side.build(self, archives)
         self.overlay.ahead = self.contents.ahead
         self.hasher = Hasher(self.contents)
         self.committer = Committer(self.overlay, self._prepare, self._write, clock)
@@ -184,7 +211,7 @@ class Store:
             self.packs.sync()
             self._writer.write(layer)
         except DiskFullError:
-            if not self.space.release_reserve():
+            if not self.archives.give_way() and not self.space.release_reserve():
                 raise
             log.warning("the disk under %s is full: using the reserve to commit", self.path)
             self.packs.sync()
@@ -297,7 +324,7 @@ class Store:
     def _reap_forgotten(self) -> None:
         forgotten, self._forgotten = self._forgotten, set()
         for ino in forgotten:
-            self.forget(ino)
+            self._reap(ino)
 
     def reap_orphans(self) -> int:
         """Remove what had no name when the store was closed or killed; how many.
@@ -306,19 +333,29 @@ class Store:
         """
         orphans = list(self.tree.inodes.orphans())
         for ino in orphans:
-            attr = self.tree.inodes.find(ino)
-            if attr is not None and is_detached(attr):
-                self.tree.detached.add(ino)
-            else:
-                self.tree.reap(ino)
+            try:
+                attr = self.tree.inodes.find(ino)
+                if attr is not None and is_detached(attr):
+                    self.tree.detached.add(ino)
+                else:
+                    self.tree.reap(ino)
+            except CafsError as error:
+                log.error("inode %d without a name stays, because of damage: %s", ino, error)
         return len(orphans)
 
     def sweep_detached(self, limit: int) -> Swept:
         """Take at most *limit* entries out of removed directories."""
         swept = self.tree.detached.sweep(limit, self.clock.now_ns())
         for ino in swept.gone:
-            self.forget(ino)
+            self._reap(ino)
         return swept
+
+    def _reap(self, ino: Ino) -> None:
+        """As forget(), but damage keeps this one and no other."""
+        try:
+            self.forget(ino)
+        except CafsError as error:
+            log.error("inode %d without a name stays, because of damage: %s", ino, error)
 
     async def run(self) -> None:
         """The background tasks, for ever."""
@@ -326,6 +363,8 @@ class Store:
             nursery.start_soon(self.committer.run)
             nursery.start_soon(self._keep, self._tick)
             nursery.start_soon(self._keep, self.hasher.run)
+            nursery.start_soon(self._keep, self.archives.run)
+            nursery.start_soon(self._keep, partial(self.accesses.run, self.reads))
 
     async def close(self) -> None:
         """Commit everything and let go.
@@ -335,6 +374,7 @@ class Store:
         """
         problem: CafsError | None = None
         try:
+            await self.archives.close()
             await self.contents.settle_all()
             await self.committer.once()
             problem = self.committer.error or self.contents.first_error()
@@ -347,6 +387,7 @@ class Store:
 
     def let_go(self) -> None:
         """End threads and processes and close what is open; commits nothing."""
+        self.archives.let_go()
         self.workers.close()
         self.readers.close()
         self.aside.close()
@@ -358,6 +399,8 @@ class Store:
         # When the writer process has ended: what it has not committed is void.
         if self.pending is not None:
             self.pending.close()
+        if self.reads is not None:
+            self.reads.close()
         self._lock.release()
 
     def status(self) -> dict[str, Any]:
@@ -375,6 +418,7 @@ class Store:
             "last_commit_s": round(self.committer.last_seconds, 4),
         }
         answer["disk"] = {"free_bytes": self.space.free(), "total_bytes": self.space.total}
+        answer |= {name: report() for name, report in self.reports.items()}
         answer["health"] = {
             "state": "ok" if problem is None else "trouble",
             "problem": str(problem) if problem else "",
@@ -402,6 +446,7 @@ async def open_store(
     mountpoint: Path | None = None,
     clock: Clock | None = None,
     disk: Disk | None = None,
+    archives: ArchiveOptions = DEFAULT_ARCHIVES,
 ) -> AsyncIterator[Store]:
     """Open a store for writing, run its background tasks, close it at the end.
 
@@ -411,7 +456,7 @@ async def open_store(
     storefile.read(path)
     lock = await _lock(path, mountpoint)
     try:
-        store = Store(path, options, lock, clock or SystemClock(), disk or Disk())
+        store = Store(path, options, lock, clock or SystemClock(), disk or Disk(), archives)
     except OSError as error:
         lock.release()
         if error.errno == errno.ENOENT:

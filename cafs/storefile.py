@@ -1,8 +1,9 @@
 """``store.toml``: what makes a directory a store, and says which cafs may touch it.
 
-The one reader and writer of that file.  It is written once, when the store is made; nothing
-changes it afterwards.  Invariant: whoever opens a store has read it here first, so a store of
-a newer format is refused before a byte of it is changed.
+The one reader and writer of that file.  It is written when the store is made; afterwards only
+its version grows, when the store comes to hold what an older program does not know.  Invariant:
+whoever opens a store has read it here first, so a store of a newer format is refused before a
+byte of it is changed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cafs.config import StoreParams
+from cafs.durable import Disk
 from cafs.errors import (
     AccessError,
     ConfigError,
@@ -50,7 +52,7 @@ def render(content: StoreFile) -> bytes:
     """The file's bytes."""
     return "\n".join(
         [
-            "# Written when this store was made. Do not edit: the content depends on it.",
+            "# Written by cafs. Do not edit: the content of the store depends on it.",
             f"format_version = {content.format_version}",
             f'id = "{content.id.hex()}"',
             "",
@@ -96,3 +98,18 @@ def read(store: Path) -> StoreFile:
         raise IndexDamagedError(
             f"{file}: cannot be understood: {error}", advice="restore the file from a backup"
         ) from None
+
+
+def upgrade(store: Path, version: int, disk: Disk) -> StoreFile:
+    """Make the store's version at least *version*, durably; what the file says then.
+
+    The caller holds the store's lock, and calls this before the store has anything that needs
+    the version.  The file is replaced as a whole: after a crash it is the old or the new one.
+    Raises what read() raises, DiskFullError and its kin.
+    """
+    content = read(store)
+    if content.format_version >= version:
+        return content
+    content = content._replace(format_version=version)
+    disk.write_file(store / NAME, render(content), keep_rights=True)
+    return content

@@ -41,6 +41,7 @@ class Upload:
         inode whose last name was taken, if any.  Raises FsError as Tree.place() does.
         """
         tree = self._store.tree
+        self._store.contents.reveal(self.ino)
         gone = tree.place(self.ino, parent, name)
         if mtime_ns is not None:
             attr = tree.inodes.get(self.ino)
@@ -54,6 +55,7 @@ async def begin(store: Store, mode: int, uid: int, gid: int) -> AsyncIterator[Up
     store.space.admit(0)
     await store.make_room()
     ino = store.tree.nameless(stat.S_IFREG | mode, uid, gid)
+    store.contents.hide(ino)
     store.contents.opened(ino, writable=True)
     try:
         yield Upload(store, ino)

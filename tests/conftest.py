@@ -9,9 +9,11 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,11 +21,23 @@ import pytest
 
 from cafs import config
 from cafs.mount.mountpoint import mounts_of_cafs
+from tests.mount import mounted
+
+# Where the caller's shell forbids bytecode files, each process that a test starts would compile
+# all of cafs anew, which takes longer than what it is started for.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 RunCafs = Callable[..., subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).parent.parent
 """Of this repository."""
+
+
+MOST_WORKERS = 8
+"""More would wait for one disk, and the tests that have time limits with them."""
+RUN_VARIABLE = "PYTEST_RUN_ID"
+"""In the environment of every process that this run starts, and of what those start."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,27 +46,48 @@ def pytest_configure(config: pytest.Config) -> None:
         faulthandler.enable()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A run of files or single tests has one process: its output comes as it is printed."""
+    if not any(os.path.isdir(argument) for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, MOST_WORKERS) if cores > 1 else 0
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported by now is never garbage: leave it out of each test's collection."""
     gc.collect()
     gc.freeze()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _no_mount_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    yield
-    # Only below the directory of this run: other runs may be under way on this machine.
-    ours = tmp_path_factory.getbasetemp()
-    left = [mount for mount in mounts_of_cafs() if ours in mount.path.parents]
-    assert not left, f"tests left mounts behind: {left}"
+_PENDING_BEFORE = pytest.StashKey[set[Path]]()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _no_pending_file_left_behind() -> Iterator[None]:
-    """Daemons that tests kill cannot take their pending files away."""
-    before = set(Path("/dev/shm").glob("cafs-*.pending*"))
-    yield
-    for path in set(Path("/dev/shm").glob("cafs-*.pending*")) - before:
+def _pending_files() -> set[Path]:
+    return set(Path("/dev/shm").glob("cafs-*.pending*"))
+
+
+def _is_worker(session: pytest.Session) -> bool:
+    return hasattr(session.config, "workerinput")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember what is not this run's."""
+    if not _is_worker(session):
+        session.config.stash[_PENDING_BEFORE] = _pending_files()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Take away the pending files of daemons that tests killed.
+
+    When all workers have ended: a daemon that one of them killed may be about to be started again.
+    """
+    if _is_worker(session):
+        return
+    before = session.config.stash[_PENDING_BEFORE]
+    for path in _pending_files() - before:
         try:
             pid = int.from_bytes(path.read_bytes()[24:32], "little")
         except FileNotFoundError:
@@ -60,6 +95,44 @@ def _no_pending_file_left_behind() -> Iterator[None]:
         # Other runs, and daemons, may be under way on this machine.
         if not os.path.exists(f"/proc/{pid}"):
             path.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_mount_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield
+    # Only below directories of this process: other runs and workers may be under way.
+    ours = {tmp_path_factory.getbasetemp(), *mounted.made_directories}
+    left = [mount for mount in mounts_of_cafs() if ours & set(mount.path.parents)]
+    assert not left, f"tests left mounts behind: {left}"
+    kept = [path for path in mounted.made_directories if path.exists()]
+    assert not kept, f"tests left directories behind: {kept}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_process_left_behind() -> Iterator[None]:
+    run = f"{RUN_VARIABLE}={os.getpid()}-{time.monotonic_ns()}"
+    os.environ[RUN_VARIABLE] = run.partition("=")[2]
+    yield
+    # The index writer of a daemon that was killed finishes its transaction.
+    end = time.monotonic() + 10
+    while (left := _processes_of(run.encode())) and time.monotonic() < end:
+        select.select([], [], [], 0.05)
+    assert not left, f"tests left processes behind: {left}"
+
+
+def _processes_of(run: bytes) -> list[str]:
+    """Command and test of each process that has this in its environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes().split(b"\0")
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue  # it ended
+        if run in environment and command:
+            tests = [each for each in environment if each.startswith(b"PYTEST_CURRENT_TEST=")]
+            found.append(f"{process.name} {command!r} {tests}")
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ names (*published*) is a prefix or an older state of the content at any moment.
 
 from __future__ import annotations
 
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol
 
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
@@ -18,6 +19,9 @@ from cafs.blobs.spool import Spool
 from cafs.index.layout import BLOB_UNHASHED
 from cafs.types import NO_BLOB, BlobNo, Ino
 from cafs.workers import Workers
+
+FORKED_AT_ONCE: Final = 16 << 20
+"""Content up to this size is forked in one step: some hundred parts, of 26 us each."""
 
 
 class Surroundings(Protocol):
@@ -31,6 +35,9 @@ class Surroundings(Protocol):
 
     def publish(self, ino: Ino, blob: BlobNo, size: int) -> None:
         """The inode's content is now this blob: refer to it, let go of the one before."""
+
+    def forked(self, ino: Ino, source: BlobNo, size: int) -> AbstractAsyncContextManager[BlobNo]:
+        """A blob for this inode with the parts of the first *size* bytes of *source*."""
 
     def new_spool(self, ino: Ino) -> Spool:
         """An empty spool."""
@@ -102,6 +109,17 @@ class Base:
             self.publish(fork, blobs.get(fork).size)
         self.covered = covered
 
+    async def own_in_steps(self) -> None:
+        """As own(), but large content holds nobody up; nobody else may change it meanwhile."""
+        blobs, covered = self._around.blobs, self.covered
+        shared = self.number != NO_BLOB and not blobs.get(self.number).flags & BLOB_UNHASHED
+        if shared and covered > FORKED_AT_ONCE:
+            async with self._around.forked(self._ino, self.number, covered) as fork:
+                self.publish(fork, blobs.get(fork).size)
+            self.covered = covered
+        else:
+            self.own()
+
     def replace(self, start: int, end: int, parts: list[Part], size: int) -> None:
         """Put parts in the place of [start, end), and publish.  See Blobs.splice()."""
         self._around.blobs.splice(self.number, start, end, parts, size)
@@ -113,7 +131,7 @@ class Base:
 
     async def shorten(self) -> None:
         """Make the blob end at *covered*."""
-        self.own()
+        await self.own_in_steps()
         blobs = self._around.blobs
         have = blobs.get(self.number).size
         parts: list[Part] = []

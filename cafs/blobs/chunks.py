@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from cafs.blobs.pack import PackStore, StoredChunk
 from cafs.blobs.packtable import PackTable
+from cafs.blobs.shown import Shown
 from cafs.errors import CafsError, IndexDamagedError
 from cafs.index import layout
 from cafs.index.counters import Counters
@@ -47,6 +48,7 @@ class Chunks:
         self._landing: dict[bytes, ChunkNo] = {}
         self._landing_extents: dict[ChunkNo, tuple[bytes, Extent]] = {}
         self.recent: Recent[ChunkNo] = Recent()
+        self.shown = Shown(packs)
         # Damaged chunks whose bytes were stored anew by a worker.
         self._healing: dict[ChunkNo, Extent] = {}
 
@@ -177,6 +179,11 @@ class Chunks:
             # Stored and never counted: its bytes in the pack are dead from the start.
             self._landing.pop(landed[0], None)
 
+    def pin_again(self, numbers: Sequence[ChunkNo]) -> None:
+        """Pin each number once more; all are pinned already.  Any thread."""
+        with self._lock:
+            self._pin(numbers)
+
     def unpin(self, numbers: Sequence[ChunkNo]) -> None:
         """Let go of chunks that came from intern() and will not be counted.  Any thread."""
         with self._lock:
@@ -209,27 +216,51 @@ class Chunks:
                 return number, extent
         return None
 
+    def cut_tail(self, pack: PackNo, least: int) -> int:
+        """Take the end of an unsealed pack away if only uploads that failed ever had it; how many
+        bytes.  Any thread; blocks while the pack is synced.
+
+        Less than *least* bytes are left alone.  Its file gets shorter with PackStore.trim(), once
+        an index that has the pack's new size is on disk.
+        """
+        with self._packs.not_syncing(), self._lock:
+            end = self.shown.end(pack)
+            ahead = [extent for _, extent in self._landing_extents.values()]
+            waits = [*ahead, *self._healing.values()]
+            if not self.shown.is_void(pack) or any(
+                extent.pack == pack and extent.offset >= end for extent in waits
+            ):
+                return 0
+            return self._packs.cut(pack, end, least)
+
     def landing_packs(self) -> set[PackNo]:
         """Packs that hold chunks which no record names yet."""
         with self._lock:
             return {extent.pack for _, extent in self._landing_extents.values()}
 
-    def count(self, numbers: Sequence[ChunkNo]) -> None:
-        """Count one reference for each number and let go of its pin."""
+    def count(self, numbers: Sequence[ChunkNo], *, hidden: bool = False) -> None:
+        """Count one reference for each number and let go of its pin.
+
+        *hidden*: for content that no name leads to, nor to anything it is shared with.
+        """
         with self._lock:
             for number, times in Counter(numbers).items():
                 landing = self._landing_extents.pop(number, None)
                 if landing is not None:
                     self._land(number, landing[0], landing[1], times)
+                    if hidden:
+                        self.shown.landed_hidden(landing[1])
+                    else:
+                        self.shown.show(landing[1])
                 else:
-                    self._add(number, times)
+                    self._add(number, times, hidden=hidden)
                 for _ in range(times):
                     self._unpin(number)
 
     def count_again(self, numbers: Sequence[ChunkNo]) -> None:
         """Count one more reference for each number; all have some already."""
         for number, times in Counter(numbers).items():
-            self._add(number, times)
+            self._add(number, times, hidden=False)
 
     def _land(self, number: ChunkNo, sha256: bytes, extent: Extent, refs: int) -> None:
         self._landing.pop(sha256, None)
@@ -241,8 +272,10 @@ class Chunks:
         self._counters.raw_bytes += extent.raw_length
         self._counters.stored_bytes += extent.stored_length
 
-    def _add(self, number: ChunkNo, times: int) -> None:
+    def _add(self, number: ChunkNo, times: int, *, hidden: bool) -> None:
         record = self.get(number)
+        if not hidden:
+            self.shown.show(record.extent)
         self._put(number, record._replace(refs=record.refs + times))
         if record.refs == 0:
             self._overlay.delete(layout.DEAD, layout.dead_key(b"c", number))
@@ -251,11 +284,15 @@ class Chunks:
         self._overlay.put(layout.CHUNKS, layout.u48(number), layout.pack_chunk(record))
 
     def uncount(self, numbers: Sequence[ChunkNo]) -> None:
-        """Take one reference from each number; those without any wait for the sweep."""
-        for number, times in Counter(numbers).items():
-            record = self.get(number)
+        """Take one reference from each number; those without any wait for the sweep.
+
+        Raises :class:`IndexDamagedError` before anything has changed: it may be tried again.
+        """
+        counted = [(number, self.get(number), n) for number, n in Counter(numbers).items()]
+        for number, record, times in counted:
             if record.refs < times:
                 raise IndexDamagedError(f"chunk {number} has {record.refs} references")
+        for number, record, times in counted:
             self._put(number, record._replace(refs=record.refs - times))
             if record.refs == times:
                 self._overlay.put(layout.DEAD, layout.dead_key(b"c", number), b"")
@@ -271,6 +308,8 @@ class Chunks:
         self._put(number, record._replace(extent=new))
         self._table.gained(new)
         self._table.lost(old, now_ns)
+        self.shown.gone(old)
+        self.shown.show(new)
         return True
 
     def condemn(self, numbers: Sequence[ChunkNo], *, damaged: bool) -> int:
@@ -310,8 +349,8 @@ class Chunks:
     def sweep(self, number: ChunkNo, now_ns: int) -> bool:
         """Remove the record of a dead chunk; False when somebody has come to need it."""
         with self._lock:
-            self._overlay.delete(layout.DEAD, layout.dead_key(b"c", number))
             value = self._overlay.get(layout.CHUNKS, layout.u48(number))
+            self._overlay.delete(layout.DEAD, layout.dead_key(b"c", number))
             if value is None:
                 return False
             record = layout.unpack_chunk(value)
@@ -323,6 +362,7 @@ class Chunks:
             self._overlay.delete(layout.CHUNKS, layout.u48(number))
             self._overlay.delete(layout.CHUNK_SHA256, layout.digest_key(record.sha256, number))
             self.recent.drop(record.sha256)
+            self.shown.gone(record.extent)
         self._table.lost(record.extent, now_ns)
         self._counters.chunks -= 1
         self._counters.raw_bytes -= record.extent.raw_length

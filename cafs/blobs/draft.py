@@ -67,6 +67,10 @@ class Draft:
             or self._base.covered != self.size
         )
 
+    def rests_on(self, blob: BlobNo) -> bool:
+        """Whether bytes of it are those of a blob."""
+        return self._base.number == blob
+
     @property
     def busy(self) -> bool:
         """Whether a job runs or somebody works on it."""
@@ -152,6 +156,7 @@ class Draft:
         """Continue a blob that is there: its last part is cut again with what comes."""
         if self._base.cut_short:
             await self._base.shorten()
+        await self._base.own_in_steps()
         start, last = self._base.last_part()
         if last.kind == recipe.HOLE:
             start = self.size

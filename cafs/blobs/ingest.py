@@ -54,9 +54,11 @@ class Cut(NamedTuple):
 class Ingest:
     """What all streams of a store share.  Any thread; blocks."""
 
-    def __init__(self, chunks: Chunks, params: ChunkParams) -> None:
+    def __init__(self, chunks: Chunks, params: ChunkParams, level: int = ZSTD_LEVEL) -> None:
+        """*level* is zstd's, for chunks that are stored for the first time."""
         self.chunks = chunks
         self.params = params
+        self._level = level
 
     def split(self, given: Slice) -> Pieces:
         """Cut a slice."""
@@ -84,7 +86,7 @@ class Ingest:
                 at += DIGEST_SIZE
 
         def encode(missing: list[int]) -> list[StoredChunk]:
-            return _encode([(names[i], *large[i]) for i in missing])
+            return _encode([(names[i], *large[i]) for i in missing], self._level)
 
         numbers = iter(self.chunks.intern(names, encode) if names else ())
         stored = []
@@ -120,12 +122,12 @@ def _pieces(left: bytes, data: bytes, ends: list[int]) -> list[memoryview]:
     return pieces
 
 
-def _encode(chunks: list[tuple[bytes, memoryview, bool]]) -> list[StoredChunk]:
+def _encode(chunks: list[tuple[bytes, memoryview, bool]], level: int) -> list[StoredChunk]:
     """The stored forms of chunks, given with their SHA-256 and whether to try compression."""
     result = []
     for compressible in (True, False):
         some = [(name, raw) for name, raw, wanted in chunks if wanted is compressible]
-        forms = codec.encode_many([raw for _, raw in some], ZSTD_LEVEL, compressible)
+        forms = codec.encode_many([raw for _, raw in some], level, compressible)
         for (name, raw), (kind, stored) in zip(some, forms, strict=True):
             xxh3 = xxhash.xxh3_64_intdigest(stored)
             result.append(StoredChunk(name, stored, kind, len(raw), xxh3))

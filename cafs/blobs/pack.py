@@ -150,6 +150,39 @@ class PackStore:
                 current.full = True
         return fresh
 
+    @contextmanager
+    def not_syncing(self) -> Iterator[None]:
+        """Within the block nothing is synced: for cut()."""
+        with self._sync_lock:
+            yield
+
+    def cut(self, pack: PackNo, end: int, least: int) -> int:
+        """Let an unsealed pack end at *end* if that makes it *least* bytes shorter; by how many.
+
+        Nothing behind *end* may be referred to, not by an append() of a moment ago either.  The
+        file stays as long as it is until trim().  Within not_syncing().
+        """
+        with self._append_lock, self._lock:
+            found = self._open.get(pack)
+            if found is None or found.sealed or found.size - end < max(1, least):
+                return 0
+            freed = found.size - end
+            found.cut(end)
+            self._sizes[pack] = (end, False)
+            return freed
+
+    def trim(self, pack: PackNo) -> None:
+        """Cut the file of a pack to its size.  Any thread; blocks.
+
+        Only when an index that has this size, or a larger one, is on disk: a pack that is
+        shorter than its index says is damaged.  Raises DiskError and its kin.
+        """
+        with self._append_lock:
+            with self._lock:
+                size = self._sizes.get(pack, (0, True))[0]
+            if size:
+                packrecovery.truncate(self._disk, self.pack_path(pack), size)
+
     def roll(self) -> None:
         """Take no more chunks in the current pack: the next sync() seals it."""
         with self._append_lock, self._lock:
@@ -191,6 +224,11 @@ class PackStore:
     def next_pack_no(self) -> PackNo:
         """The number of the next new pack."""
         return self._next
+
+    def size_of(self, pack: PackNo) -> int:
+        """Length of one pack as appended so far; 0 of one that is retired."""
+        with self._lock:
+            return self._sizes.get(pack, (0, True))[0]
 
     def sizes(self) -> dict[PackNo, tuple[int, bool]]:
         """Length and whether sealed, of each pack that is not retired, as appended so far.

@@ -143,6 +143,23 @@ class PackFile:
             self.size = offset
         return extents
 
+    def cut(self, end: int) -> None:
+        """Let the pack end at *end*, the end of a chunk; not while it is appended to or synced.
+
+        The file is not touched: its bytes behind *end* are overwritten, or cut off later.
+        """
+        with self._lock:
+            self._pending = [entry for entry in self._pending if entry.offset < end]
+            self._unsynced_bytes = sum(len(entry.chunk.stored) for entry in self._pending)
+            self.size = end
+            self.synced = min(self.synced, end)
+        if self._recorded > end:
+            self._recorded = end
+            self._side = sidecar.cut(self._side, end)
+            # Written anew by the next sync.
+            self._side_written = 0
+            self._close_side()
+
     def sync(self) -> None:
         """Make durable what was appended before the call; seal the pack if it is full.
 
@@ -242,6 +259,9 @@ class PackFile:
                 fresh += sidecar.encode_record(record)
         self._side = fresh
         self._side_written = 0
+        self._close_side()
+
+    def _close_side(self) -> None:
         if self._side_fd is not None:
             fd, self._side_fd = self._side_fd, None
             self._disk.close(fd)

@@ -69,7 +69,7 @@ def recover(
         else:
             paths = paths_of(directory, pack)
             if found > committed:
-                _truncate(disk, paths.pack, committed)
+                truncate(disk, paths.pack, committed)
             header = FileHeader(pack, store_id)
             damage = _header_damage(disk, paths.pack, header)
             if damage:
@@ -108,7 +108,7 @@ def _remove_void(
     return lengths, sidecars
 
 
-def _truncate(disk: Disk, path: str, length: int) -> None:
+def truncate(disk: Disk, path: str, length: int) -> None:
     """Cut a file.  Need not be synced: after a power loss it is cut again."""
     fd = disk.open(path, os.O_WRONLY)
     try:
@@ -155,7 +155,7 @@ def _take_sidecar(
         if covered < committed:
             gap = f"{path} lacks the chunks between {covered} and {committed}"
         if found > keep:
-            _truncate(disk, path, keep)
+            truncate(disk, path, keep)
         fd = disk.open(path, os.O_RDONLY)
         try:
             return disk.pread_exact(fd, keep, 0), gap

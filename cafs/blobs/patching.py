@@ -26,7 +26,7 @@ async def settle(base: Base, spool: Spool, size: int, read: Read) -> None:
     """
     if base.cut_short:
         await base.shorten()
-    base.own()
+    await base.own_in_steps()
     done = 0
     for start, end in list(spool.ranges):
         if end > done:

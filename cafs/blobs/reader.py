@@ -8,7 +8,8 @@ only after their checksum was right.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
 
 import xxhash
 
@@ -16,7 +17,9 @@ from cafs import _fetch
 from cafs.blobs import codec, recipe
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.pack import PackStore
-from cafs.errors import ChunkDamagedError
+from cafs.blobs.recipe import Part
+from cafs.errors import CafsError, ChunkDamagedError, IndexDamagedError
+from cafs.index.layout import BLOB_AGED
 from cafs.types import BlobNo, ChunkNo, Extent
 from cafs.workers import Workers
 
@@ -28,6 +31,7 @@ LARGE = 256 << 10
 """Who asks for so many bytes goes on to others: nothing is kept for another look."""
 AHEAD = 4 << 20
 """Bytes of a pack that are asked for early behind a large read."""
+_STORED: Final = frozenset({recipe.CHUNK, recipe.SLICE})
 
 
 class ChunkCache:
@@ -56,22 +60,23 @@ class ChunkCache:
 
 
 class _Run:
-    """Chunks that lie side by side in a pack, and what of them is wanted."""
+    """Chunks that lie side by side in a pack, and are read at once."""
 
-    __slots__ = ("chunks", "end", "extents", "offset", "pack", "raw", "skip", "stored", "take")
+    __slots__ = ("chunks", "data", "end", "extents", "kept", "offset", "pack", "raw", "stored")
 
-    def __init__(self, extent: Extent, skip: int) -> None:
+    def __init__(self, extent: Extent) -> None:
         self.pack = extent.pack
         self.offset = extent.offset
         self.end = extent.offset
-        self.skip = skip
-        """Bytes of the first chunk that are not wanted."""
-        self.take = 0
-        """Bytes that are wanted."""
         self.stored = 0
         self.raw = 0
+        """Bytes that reading it gives."""
+        self.data: memoryview = _NOTHING
+        """Those bytes, once they were read."""
         self.chunks: list[ChunkNo] = []
         self.extents: list[Extent] = []
+        self.kept: list[tuple[ChunkNo, int, int]] = []
+        """Chunks of which only a part is wanted now, and where they lie in the raw bytes."""
 
     def followed_by(self, extent: Extent) -> bool:
         """Whether the chunk can be read together with these."""
@@ -81,14 +86,22 @@ class _Run:
             and self.stored + extent.stored_length <= RUN_MAX
         )
 
-    def add(self, number: ChunkNo, extent: Extent, take: int) -> None:
-        """One more chunk, and how many of its bytes are wanted."""
+    def add(self, number: ChunkNo, extent: Extent, *, keep: bool) -> int:
+        """One more chunk; where its bytes begin in the raw ones."""
+        start = self.raw
         self.chunks.append(number)
         self.extents.append(extent)
         self.end += extent.stored_length
         self.stored += extent.stored_length
-        self.raw += extent.raw_length
-        self.take += take
+        self.raw = start + extent.raw_length
+        if keep:
+            self.kept.append((number, start, self.raw))
+        return start
+
+
+_NOTHING = memoryview(b"")
+_Piece = bytes | memoryview | tuple[_Run, int, int]
+"""Bytes, or a stretch of what a run gives."""
 
 
 class Reader:
@@ -102,6 +115,8 @@ class Reader:
         self._cache = ChunkCache(cache_bytes)
         self.fetched = 0
         """Chunks that were read from packs so far."""
+        self.aged: Callable[[BlobNo, int, int], Awaitable[bytes | memoryview]] | None = None
+        """Reads bytes [start, end) of a blob that was taken apart."""
 
     def forget(self) -> None:
         """Let go of the chunks that are kept."""
@@ -113,60 +128,93 @@ class Reader:
         Raises ChunkDamagedError when a chunk is not what was written.  Checkpoints only when a
         thread is needed.
         """
+        record = self._blobs.get(number)
+        if record.flags & BLOB_AGED:
+            if self.aged is None:
+                raise CafsError(f"blob {number} is taken apart, and nothing here can rebuild it")
+            end = min(end, record.size)
+            return await self.aged(number, start, end) if start < end else b""
+        return await self.read_parts(self._blobs.parts_of(number, record, start, end), start, end)
+
+    async def read_parts(
+        self, parts: Iterable[tuple[int, Part]], start: int, end: int
+    ) -> bytes | memoryview:
+        """Bytes [start, end) of the blob to which these parts belong, each with its first byte.
+
+        Raises ChunkDamagedError; IndexDamagedError if bytes of a part have to be made first.
+        """
         large = end - start >= LARGE
-        plan: list[bytes | memoryview | _Run] = []
-        runs: list[_Run] = []
-        stored = 0
-        for begin, part in self._blobs.parts(number, start, end):
-            low, high = max(start - begin, 0), min(end - begin, part.length)
-            if part.kind != recipe.CHUNK:
-                plan.append(recipe.expand(part, low, high))
-                continue
-            chunk = ChunkNo(part.ref)
-            data = None if large else self._cache.get(chunk)
-            if data is not None:
-                plan.append(memoryview(data)[low:high])
-                continue
-            extent = self._blobs.chunks.extent_of(chunk)
-            last = plan[-1] if plan else None
-            if not isinstance(last, _Run) or not last.followed_by(extent):
-                last = _Run(extent, low)
-                plan.append(last)
-                runs.append(last)
-            last.add(chunk, extent, high - low)
-            stored += extent.stored_length
+        pieces, runs = self._plan(parts, start, end, large)
         if runs:
             raws = None
-            if stored <= INLINE_MAX:
+            if sum([run.stored for run in runs]) <= INLINE_MAX:
                 raws = fetch(self._packs, runs, nowait=True)
             if raws is None:
                 ahead = AHEAD if large else 0
                 raws = await self._workers.run(lambda: fetch(self._packs, runs, ahead=ahead))
             assert raws is not None
-            if not large:
-                self._keep(runs, raws)
-            self.fetched += sum(len(run.chunks) for run in runs)
-            found = iter(raws)
-            plan = [
-                memoryview(next(found))[each.skip : each.skip + each.take]
-                if isinstance(each, _Run)
-                else each
-                for each in plan
-            ]
-        pieces = [each for each in plan if not isinstance(each, _Run)]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            for run, raw in zip(runs, raws, strict=True):
+                run.data = memoryview(raw)
+                self.fetched += len(run.chunks)
+                # What only a part was wanted of: the rest may be wanted next.
+                for number, low, high in run.kept:
+                    self._cache.put(number, raw[low:high])
+        wanted = [
+            each[0].data[each[1] : each[2]] if isinstance(each, tuple) else each for each in pieces
+        ]
+        return wanted[0] if len(wanted) == 1 else b"".join(wanted)
 
-    def _keep(self, runs: Sequence[_Run], raws: Sequence[bytes]) -> None:
-        """Keep those chunks of which only a part was wanted: the rest may be wanted next."""
-        for run, raw in zip(runs, raws, strict=True):
-            if run.take == run.raw:
+    def _plan(
+        self, parts: Iterable[tuple[int, Part]], start: int, end: int, large: bool
+    ) -> tuple[list[_Piece], list[_Run]]:
+        """What the answer is made of, and what has to be read for it."""
+        pieces: list[_Piece] = []
+        runs: list[_Run] = []
+        run: _Run | None = None
+        gathered: dict[ChunkNo, _Run] = {}
+        for begin, part in parts:
+            low, high = max(start - begin, 0), min(end - begin, part.length)
+            kind = part.kind
+            if kind == recipe.MADE:
+                raise IndexDamagedError("a recipe has a made part, and its blob is not aged")
+            if kind not in _STORED:
+                pieces.append(recipe.expand(part, low, high))
                 continue
-            at = 0
-            for number, extent in zip(run.chunks, run.extents, strict=True):
-                upto = at + extent.raw_length
-                if at < run.skip or upto > run.skip + run.take:
-                    self._cache.put(number, raw[at:upto])
-                at = upto
+            chunk = ChunkNo(part.ref)
+            if kind == recipe.SLICE:
+                offset = recipe.slice_offset(part)
+                low, high = low + offset, high + offset
+            data = None if large and kind == recipe.CHUNK else self._cache.get(chunk)
+            if data is not None:
+                if high > len(data):
+                    raise _beyond(chunk)
+                pieces.append(memoryview(data)[low:high])
+                continue
+            if kind == recipe.SLICE:
+                # Many parts are slices of one chunk: it is read once, in a run of its own, and
+                # the run of those around it goes on over it.
+                place = gathered.get(chunk)
+                if place is None:
+                    extent = self._blobs.chunks.extent_of(chunk)
+                    own = _Run(extent)
+                    runs.append(own)
+                    own.add(chunk, extent, keep=True)
+                    place = gathered[chunk] = own
+                if high > place.raw:
+                    raise _beyond(chunk)
+                pieces.append((place, low, high))
+                continue
+            extent = self._blobs.chunks.extent_of(chunk)
+            if run is None or not run.followed_by(extent):
+                run = _Run(extent)
+                runs.append(run)
+            at = run.add(chunk, extent, keep=not large and high - low < extent.raw_length)
+            last = pieces[-1] if pieces else None
+            if isinstance(last, tuple) and last[0] is run and last[2] == at + low:
+                pieces[-1] = (run, last[1], at + high)
+            else:
+                pieces.append((run, at + low, at + high))
+        return pieces, runs
 
 
 def fetch(
@@ -197,6 +245,10 @@ def fetch(
             return None
         raws.append(raw)
     return raws
+
+
+def _beyond(number: ChunkNo) -> IndexDamagedError:
+    return IndexDamagedError(f"a part of a recipe ends behind the end of chunk {number}")
 
 
 def _damaged(number: ChunkNo, extent: Extent, why: str) -> ChunkDamagedError:

@@ -22,10 +22,13 @@ from cafs.types import ChunkNo
 CHUNK: Final = 1
 LITERAL: Final = 2
 HOLE: Final = 3
+MADE: Final = 4
+SLICE: Final = 5
 
 LITERAL_MAX: Final = 128
 """Bytes: what is no longer than this is written into the recipe instead of a pack."""
-
+MADE_MAX: Final = 1 << 20
+"""Bytes of one made part: they are all verified before the first of them is given out."""
 
 PACKED: Final = 0xFF
 """First byte of a row that is one zstd frame: the same headers stand in many zips' literals,
@@ -58,9 +61,26 @@ class Part(NamedTuple):
     length: int
     """Bytes of the blob, above 0."""
     ref: int
-    """CHUNK: the chunk's number.  Otherwise 0."""
+    """CHUNK, SLICE: the chunk's number.  Otherwise 0."""
     data: bytes
-    """LITERAL: the bytes.  Otherwise empty."""
+    """LITERAL: the bytes.  MADE, SLICE: see made() and slice_offset().  Otherwise empty."""
+
+
+class Made(NamedTuple):
+    """How the bytes of a made part come about: an engine's output for bytes of the inner blob."""
+
+    check: int
+    """XXH3-64 of the part's bytes."""
+    engine: int
+    """Number of the engine's record, above 0."""
+    params: int
+    """What the engine is told: level (bits 0 to 3), memLevel (4 to 7), strategy (8 to 10)."""
+    start: int
+    """Where the engine's whole input begins in the inner blob ..."""
+    raw_length: int
+    """... and how many bytes it has."""
+    position: int
+    """Bytes of the engine's output before this part."""
 
 
 def chunk(number: ChunkNo, length: int) -> Part:
@@ -76,6 +96,26 @@ def literal(data: bytes) -> Part:
 def hole(length: int) -> Part:
     """*length* zero bytes that are stored nowhere."""
     return Part(HOLE, length, 0, b"")
+
+
+def made_part(length: int, how: Made) -> Part:
+    """*length* bytes that an engine makes."""
+    return Part(MADE, length, 0, _MADE_DATA.pack(*how))
+
+
+def made(part: Part) -> Made:
+    """How the bytes of a MADE part come about."""
+    return Made._make(_MADE_DATA.unpack(part.data))
+
+
+def slice_of(number: ChunkNo, offset: int, length: int) -> Part:
+    """*length* bytes of a stored chunk, from its byte *offset* on."""
+    return Part(SLICE, length, number, _OFFSET.pack(offset))
+
+
+def slice_offset(part: Part) -> int:
+    """Where in its chunk a SLICE part begins."""
+    return int(_OFFSET.unpack(part.data)[0])
 
 
 class Kind(NamedTuple):
@@ -95,8 +135,13 @@ class Kind(NamedTuple):
 _CHUNK = struct.Struct("<BIIH")
 _LITERAL = struct.Struct("<BH")
 _HOLE = struct.Struct("<BQ")
+_MADE = struct.Struct("<BI36s")
+_MADE_DATA = struct.Struct("<QHHQQQ")
+_SLICE = struct.Struct("<BIIH4s")
+_OFFSET = struct.Struct("<I")
 _LENGTH_MAX: Final = (1 << 63) - 1
 _REF_MAX: Final = (1 << 48) - 1
+_SLICE_END: Final = (1 << 32) - 1
 _make_part: Final[Callable[[Iterable[object]], Part]] = partial(tuple.__new__, Part)
 """Part._make without a call into Python."""
 
@@ -143,6 +188,45 @@ def _decode_hole(row: bytes, at: int) -> tuple[Part, int]:
     return _make_part((HOLE, length, 0, b"")), at + _HOLE.size
 
 
+def _encode_made(part: Part) -> bytes:
+    _check_made(part.length, made(part), ValueError)
+    return _MADE.pack(MADE, part.length, part.data)
+
+
+def _decode_made(row: bytes, at: int) -> tuple[Part, int]:
+    _, length, data = _MADE.unpack_from(row, at)
+    part = _make_part((MADE, length, 0, data))
+    _check_made(length, made(part), IndexDamagedError)
+    return part, at + _MADE.size
+
+
+def _check_made(length: int, how: Made, error: type[Exception]) -> None:
+    if length > MADE_MAX:
+        raise error(f"a made part of a recipe has {length} bytes")
+    if not how.engine:
+        raise error("a made part of a recipe has no engine")
+    if max(how.start + how.raw_length, how.position + length) > _LENGTH_MAX:
+        raise error("a made part of a recipe comes from beyond the end of any blob")
+
+
+def _encode_slice(part: Part) -> bytes:
+    if not 0 < part.ref <= _REF_MAX:
+        raise ValueError(f"{part.ref} is no chunk number")
+    if slice_offset(part) + part.length > _SLICE_END:
+        raise ValueError("a slice ends behind any chunk")
+    return _SLICE.pack(SLICE, part.length, part.ref & 0xFFFFFFFF, part.ref >> 32, part.data)
+
+
+def _decode_slice(row: bytes, at: int) -> tuple[Part, int]:
+    _, length, low, high, data = _SLICE.unpack_from(row, at)
+    part = _make_part((SLICE, length, low | high << 32, data))
+    if not part.ref:
+        raise IndexDamagedError(f"a recipe refers to chunk 0 at byte {at} of its row")
+    if slice_offset(part) + length > _SLICE_END:
+        raise IndexDamagedError(f"a recipe's slice at byte {at} of its row ends behind any chunk")
+    return part, at + _SLICE.size
+
+
 def _expand_literal(part: Part, low: int, high: int) -> bytes:
     return part.data[low:high]
 
@@ -155,6 +239,8 @@ KINDS: Final[dict[int, Kind]] = {
     CHUNK: Kind("chunk", _encode_chunk, _decode_chunk, None, counts_chunk=True),
     LITERAL: Kind("literal", _encode_literal, _decode_literal, _expand_literal, counts_chunk=False),
     HOLE: Kind("hole", _encode_hole, _decode_hole, _expand_hole, counts_chunk=False),
+    MADE: Kind("made", _encode_made, _decode_made, None, counts_chunk=False),
+    SLICE: Kind("slice", _encode_slice, _decode_slice, None, counts_chunk=True),
 }
 _DECODERS: Final = {number: kind.decode for number, kind in KINDS.items()}
 _COUNTED: Final = frozenset(number for number, kind in KINDS.items() if kind.counts_chunk)
@@ -270,7 +356,7 @@ def expand(part: Part, low: int, high: int) -> bytes:
     """
     make = KINDS[part.kind].expand
     if make is None:
-        raise ValueError(f"a {KINDS[part.kind].name} has to be read")
+        raise ValueError(f"a part of the kind {KINDS[part.kind].name} has to be read")
     return make(part, low, high)
 
 

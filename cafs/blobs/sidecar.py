@@ -77,6 +77,17 @@ def decode_record(data: bytes) -> SidecarRecord | None:
     return SidecarRecord(sha256, offset, word & STORED_LENGTH_MAX, word >> 24, raw_length, xxh3)
 
 
+def cut(data: bytearray, end: int) -> bytearray:
+    """A sidecar's bytes without the records of chunks that begin at or behind *end*."""
+    length = len(data)
+    while length > HEADER_LENGTH:
+        record = decode_record(bytes(memoryview(data)[length - RECORD_LENGTH : length]))
+        if record is not None and record.offset < end:
+            break
+        length -= RECORD_LENGTH
+    return data[:length]
+
+
 class Sidecar:
     """A sidecar that is being read; iterate it once for its records, in the order written.
 

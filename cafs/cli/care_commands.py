@@ -8,7 +8,6 @@ Imports that are slow lie within the functions that need them: help is to come a
 
 from __future__ import annotations
 
-import base64
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from cafs.cli.frame import Frame, command, resolve_store, store_argument
-from cafs.cli.output import json_name, note, say, say_json, show_name, warn
+from cafs.cli.output import json_name, note, say, say_json, show_json_name, warn
 from cafs.cli.progress import progress, progress_option
 from cafs.errors import (
     CheckFailedError,
@@ -26,7 +25,7 @@ from cafs.errors import (
     UsageError,
     first_foreseen,
 )
-from cafs.units import human_duration, human_size, parse_duration, parse_size
+from cafs.units import human_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from cafs.operate.finding import Finding
@@ -85,11 +84,6 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
     _say_check(frame, path, checked, counted, kept, repaired)
     if counted:
         raise click.exceptions.Exit(_exit_code())
-
-
-def _shown(name: dict[str, str]) -> str:
-    exact = name.get("path_b64")
-    return show_name(base64.b64decode(exact) if exact else name["path"].encode())
 
 
 def _exit_code() -> int:
@@ -171,7 +165,7 @@ def _say_check(
     for each in kept:
         say(f"{each['kind']}: {each['what']}")
         for name in each["paths"][:5]:
-            say(f"    path: {_shown(name)}")
+            say(f"    path: {show_json_name(name)}")
         say(f"    repair: {each['repair']}")
     if total > len(kept):
         say(f"... and {total - len(kept)} more")
@@ -208,9 +202,10 @@ def scrub(
 
     Goes on where an interrupted scrub stopped. Works while the store is mounted. What is damaged
     is named with every path that has it, and marked: the same bytes, written again, heal it.
+    A random sample of the archives that were taken apart is made again and compared.
     Exit code 0: all is well; 8: something is damaged.
     """
-    from cafs.cli.scrubbing import run
+    from cafs.cli.scrubbing import run, say_report
 
     if go_on and restart:
         raise UsageError("--resume and --restart exclude each other")
@@ -219,8 +214,8 @@ def scrub(
     if frame.json:
         say_json(report)
     else:
-        _say_scrub(path, report)
-    if report["damaged_chunks_count"]:
+        say_report(path, report)
+    if report["damaged_chunks_count"] or report["not_rebuilt_count"]:
         raise click.exceptions.Exit(_exit_code())
 
 
@@ -236,26 +231,6 @@ def _rate(text: str | None) -> float | None:
     if rate <= 0:
         raise UsageError("--rate must be above 0")
     return rate
-
-
-def _say_scrub(path: Path, report: dict[str, Any]) -> None:
-    for each in report["damaged"]:
-        say(f"damaged: {each['why']}")
-        say(f"    chunk SHA-256 {each['sha256']}")
-        for blob in each["blobs"]:
-            say(f"    blob {blob['sha256'] or 'still without its SHA-256'}")
-            for name in blob["paths"]:
-                say(f"        {_shown(name)}")
-        if not each["blobs"]:
-            say("    no file has it")
-    read, seconds = human_size(report["read_bytes"]), human_duration(report["took_s"])
-    said = f"{report['read_chunks_count']} chunks, {read} in {seconds}"
-    if not report["damaged_chunks_count"]:
-        say(f"{path}: all content is as it was written ({said})")
-        return
-    say(f"{path}: {report['damaged_chunks_count']} chunks are damaged ({said})")
-    if report["damaged"]:
-        say("  what to do: copy the files that are named into the mount again; or delete them")
 
 
 @command("sweep", example="cafs sweep /var/lib/cafs/blobs")

@@ -31,6 +31,15 @@ class Frame:
         """The settings of this run; raises :class:`~cafs.errors.ConfigError`."""
         return config.load(self.config_file, overrides)
 
+    def check_named_file(self) -> None:
+        """Raise :class:`~cafs.errors.ConfigError` for a settings file that was named and is wrong.
+
+        Whether the command needs a setting or not: who names a file is told of a slip in it now.
+        The file of the machine is not looked at for that: it must not keep one from unmounting.
+        """
+        if self.config_file is not None or os.environ.get(config.FILE_VARIABLE):
+            self.settings()
+
 
 class ResolvedPath(NamedTuple):
     """A path that a user gave, as the store sees it."""
@@ -94,7 +103,9 @@ def command(name: str, *, example: str) -> Callable[[Callable[..., None]], click
     def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
         def run(**arguments: Any) -> None:
-            function(click.get_current_context().ensure_object(Frame), **arguments)
+            frame = click.get_current_context().ensure_object(Frame)
+            frame.check_named_file()
+            function(frame, **arguments)
 
         made = click.command(name, epilog=f"\b\nExample:\n{lines}")(json_option(config_option(run)))
         # The common ones last, whatever order the decorators came in.

@@ -132,7 +132,7 @@ def _show_blob(
         paths = paths_of_blobs(view, [number], advance)[number]
     limit = None if all_chunks else CHUNKS_SHOWN
     chunks = list(islice(placed_chunks(view, number), limit))
-    total = sum(kind.parts for kind in look.kinds if kind.name == "chunk")
+    total = sum(1 for _ in placed_chunks(view, number))
     if frame.json:
         fields = {"store": view.path} | blob_fields(look) | {"sharing_blobs_count": others}
         fields["chunks"] = [_chunk_fields(each) for each in chunks]
@@ -155,7 +155,7 @@ def _show_blob(
         rows.append(("verified", text))
     pairs(rows)
     if chunks:
-        _show_chunks(chunks, total)
+        _show_chunks(chunks, total, inner=look.aged is not None)
     if verdict is not None and verdict.damages:
         say("\ndamage:")
         for damage in verdict.damages:
@@ -170,8 +170,8 @@ def _show_blob(
         say(f"  none: {why}")
 
 
-def _show_chunks(chunks: list[PlacedChunk], total: int) -> None:
-    say("\nchunks:")
+def _show_chunks(chunks: list[PlacedChunk], total: int, *, inner: bool) -> None:
+    say("\nchunks of what is inside:" if inner else "\nchunks:")
     rows = []
     for each in chunks:
         extent = each.record.extent

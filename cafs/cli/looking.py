@@ -22,10 +22,10 @@ from cafs.cli.output import json_name, note, say
 from cafs.cli.progress import progress
 from cafs.errors import CafsError, DaemonAbsentError, DaemonError, UsageError
 from cafs.mount.mountpoint import Mount, canonical, mount_at, mounts_of_cafs
-from cafs.units import human_count, human_size
+from cafs.units import human_count, human_duration, human_size
 
 if TYPE_CHECKING:
-    from cafs.operate.look import BlobLook
+    from cafs.operate.look import BlobLook, Kind
     from cafs.types import Attr
     from cafs.view import View
 
@@ -253,6 +253,8 @@ def attr_fields(ino: int, attr: Attr) -> dict[str, Any]:
 
 def blob_fields(look: BlobLook) -> dict[str, Any]:
     """A blob as fields of JSON; digests are null while they are not known."""
+    from cafs.index.layout import BLOB_LEFT
+
     record, use = look.record, look.use
     fields: dict[str, Any] = {
         "blob": look.blob,
@@ -262,8 +264,19 @@ def blob_fields(look: BlobLook) -> dict[str, Any]:
         "files_count": record.refs,
     }
     for kind in look.kinds:
-        fields[f"{kind.name}s_count"] = kind.parts
-        fields[f"{kind.name}s_bytes"] = kind.length
+        stem = f"{_kind_name(kind)}s".replace(" ", "_")
+        fields[f"{stem}_count"] = kind.parts
+        fields[f"{stem}_bytes"] = kind.length
+    aged = look.aged
+    fields["aged"] = None
+    if aged is not None:
+        fields["aged"] = {
+            "inner_blob": aged.inner,
+            "inner_bytes": aged.size,
+            "rebuild_s": round(aged.rebuild_s, 3),
+            "engines": [{"engine": n, "version": version} for n, version in aged.engines],
+        }
+    fields["left_plain"] = bool(record.flags & BLOB_LEFT)
     return fields | {
         "distinct_chunks_count": len(use.times),
         "distinct_bytes": use.raw_bytes,
@@ -274,12 +287,26 @@ def blob_fields(look: BlobLook) -> dict[str, Any]:
     }
 
 
+def _kind_name(kind: Kind) -> str:
+    return "made part" if kind.name == "made" else kind.name
+
+
+def aged_row(look: BlobLook) -> list[tuple[str, str]]:
+    """How a blob that was taken apart is made again; nothing for others."""
+    if look.aged is None:
+        return []
+    engines = " and ".join(version for _, version in look.aged.engines)
+    seconds = human_duration(look.aged.rebuild_s)
+    text = f"into {size_and_bytes(look.aged.size)}; made again by {engines} in about {seconds}"
+    return [("taken apart", text)]
+
+
 def blob_rows(look: BlobLook, sharers: int | None = None) -> list[tuple[str, str]]:
     """A blob for people; *sharers* is the number of blobs that have chunks of it, if known."""
     record, use = look.record, look.use
     unknown = "not known yet (still being written)"
     parts = [
-        plural(kind.parts, kind.name) + f" ({human_size(kind.length)})"
+        plural(kind.parts, _kind_name(kind)) + f" ({human_size(kind.length)})"
         for kind in look.kinds
         if kind.parts
     ]
@@ -298,6 +325,7 @@ def blob_rows(look: BlobLook, sharers: int | None = None) -> list[tuple[str, str
         ("sha256", record.sha256.hex() if look.hashed else unknown),
         ("sha1", record.sha1.hex() if look.hashed else unknown),
         ("parts", ", ".join(parts) or "none"),
+        *aged_row(look),
         ("stored", stored),
         ("shared", shared),
     ]

@@ -1,7 +1,8 @@
 """The program ``cafs``: gathers the commands, and says what went wrong in one way.
 
 Invariant: a foreseeable fault ends with one sentence, advice and the exit code of
-:data:`cafs.errors.MEANINGS`; only a defect of cafs gets a correlation id and a trace file.
+:data:`cafs.errors.MEANINGS`; only a defect of cafs gets a correlation id and a trace, in the log
+where the command keeps one and in a file else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import click
 
 from cafs import __version__
 from cafs.cli import (
+    age_commands,
     care_commands,
     list_commands,
     look_commands,
@@ -32,7 +34,7 @@ GROUPS: Final[Mapping[str, Sequence[click.Command]]] = {
     "A store's life": store_commands.COMMANDS,
     "Over HTTP": [*serve_commands.COMMANDS, *match_commands.COMMANDS],
     "Looking inside": [*look_commands.COMMANDS, *list_commands.COMMANDS],
-    "Keeping it well": care_commands.COMMANDS,
+    "Keeping it well": [*care_commands.COMMANDS, *age_commands.COMMANDS],
 }
 """What ``cafs --help`` lists, in this order."""
 
@@ -200,31 +202,45 @@ def _fail(error: CafsError, as_json: bool) -> int:
 def _defect(error: Exception, as_json: bool) -> int:
     if os.environ.get("CAFS_DEBUG") == "1":
         raise error
-    import tempfile
-    import traceback
-
     from cafs.log import correlation_id
 
     name = correlation_id()
-    trace = "".join(traceback.format_exception(error))
-    try:
-        handle, path = tempfile.mkstemp(prefix=f"cafs-{name}-", suffix=".trace")
-        with os.fdopen(handle, "w", errors="backslashreplace") as stream:
-            stream.write(trace)
-    except OSError:
-        path = "nowhere, for want of a place to write"
+    place = _keep_trace(error, name)
     message = f"a defect of cafs, id {name}: {type(error).__name__}: {error}"
-    sys.stderr.write(f"cafs: {message} (trace: {path})\n")
+    sys.stderr.write(f"cafs: {message} (trace: {place})\n")
     if as_json:
         _say_error(
             {
                 "error": "Defect",
                 "message": message,
-                "advice": f"report it with {path}",
+                "advice": f"report it with {place}",
                 "exit_code": EXIT_DEFECT,
             }
         )
     return EXIT_DEFECT
+
+
+def _keep_trace(error: Exception, name: str) -> str:
+    """Write the traceback where it can be found; returns what to call that place."""
+    import logging
+    import tempfile
+    import traceback
+
+    from cafs import log
+
+    if log.is_kept():
+        # A command that serves may be started again and again, and each time would leave one
+        # more file; its log is where people look, and somebody cleans it up.
+        logger = logging.getLogger(__name__)
+        logger.error("ended by a defect", exc_info=error, extra=log.fields(id=name))
+        return "the log"
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"cafs-{name}-", suffix=".trace")
+        with os.fdopen(handle, "w", errors="backslashreplace") as stream:
+            stream.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return "nowhere, for want of a place to write"
+    return path
 
 
 def _say_error(fields: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """From two directories to a mount that answers: the checks, then the daemon.
 
 Invariant: everything that can be known to go wrong is checked in :func:`check`, which changes
-nothing but a stale mount of the same store.
+nothing but what a daemon of the same store left behind that is dead.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cafs import log, storefile
+from cafs import lock, log, secrecy, storefile
 from cafs.cli import background
 from cafs.cli.output import note, warn
 from cafs.config import MountOptions, Settings
 from cafs.errors import AccessError
-from cafs.http_options import HttpOptions
+from cafs.index import pending
+from cafs.index.reads import path_beside
 from cafs.mount import mountpoint as where
 from cafs.mount.unmount import unmount
+from cafs.serve import rundir
 
 
 def check(store: Path, mountpoint: Path, settings: Settings) -> MountOptions:
     """Check that *store* can be mounted on *mountpoint* (both canonical) by this user.
 
-    A store that is not there yet is fine.  Takes a stale mount of this very store away, warns
-    of what will be hidden, and returns the options to mount with.  Raises what is in the way.
+    A store that is not there yet is fine.  Takes a stale mount of this very store away, and what
+    else a daemon that was killed has left; warns of what will be hidden, and returns the options
+    to mount with.  Raises what is in the way.
     """
     if storefile.is_store(store):
         storefile.read(store)
@@ -38,10 +41,32 @@ def check(store: Path, mountpoint: Path, settings: Settings) -> MountOptions:
     if where.check_free(store, mountpoint):
         note(f"{mountpoint} was left behind by a daemon that died; taking it away")
         unmount(mountpoint, lazy=True)
+    if storefile.is_store(store):
+        clear_leftovers(store, settings)
     hidden = where.check_directory(mountpoint)
     if hidden is not None:
         warn(f"{mountpoint} is not empty; while it is mounted these are hidden: {hidden}")
+    if settings.http.serve or settings.http.listen is not None:
+        for text in secrecy.exposed(settings.http, settings.serve):
+            warn(text)
     return options
+
+
+def clear_leftovers(store: Path, settings: Settings) -> None:
+    """Take away what a daemon or a `cafs serve` that was killed left outside of the store.
+
+    That is the pending file and what lies beside it, when nobody has the store open, and nginx's
+    files with the links' secret, when the `cafs serve` that wrote them is dead.
+    """
+    usual = pending.default_path(storefile.read(store).id)
+    with lock.kept_free(store) as nobody:
+        for path in {usual, settings.mount.pending_file or usual} if nobody else set():
+            pending.withdraw(path)
+            path_beside(path).unlink(missing_ok=True)
+    usual = rundir.default(store)
+    for path in {usual, settings.serve.run_dir or usual}:
+        if rundir.clear_dead(path):
+            note(f"took {path} away, which a `cafs serve` that died had left behind")
 
 
 def _check_access(store: Path) -> None:
@@ -72,22 +97,25 @@ def serve_here(
     store: Path,
     mountpoint: Path,
     options: MountOptions,
-    http: HttpOptions,
+    settings: Settings,
     ready: Callable[[], None],
 ) -> None:
-    """Serve in this process until the mount is gone; logs to stderr."""
+    """Serve in this process until the mount is gone; logs to stderr.
+
+    *options* are what became of ``settings.mount``.
+    """
     log.to_stream(options.log_level, sys.stderr)
-    _serve(store, mountpoint, options, http, ready)
+    _serve(store, mountpoint, options, settings, ready)
 
 
 def serve_in_background(
-    store: Path, mountpoint: Path, options: MountOptions, http: HttpOptions, log_file: Path
+    store: Path, mountpoint: Path, options: MountOptions, settings: Settings, log_file: Path
 ) -> int:
     """Start a daemon that serves and logs to *log_file*; returns its pid when the mount answers.
 
     Raises the error that kept the daemon from mounting.
     """
-    serve = functools.partial(_serve, store, mountpoint, options, http)
+    serve = functools.partial(_serve, store, mountpoint, options, settings)
     return background.start(serve, log_file, options.log_level)
 
 
@@ -95,16 +123,17 @@ def _serve(
     store: Path,
     mountpoint: Path,
     options: MountOptions,
-    http: HttpOptions,
+    settings: Settings,
     ready: Callable[[], None],
 ) -> None:
     # Slow to import: it brings trio and pyfuse3.
     from cafs.mount.run import run
 
     beside = []
+    http = settings.http
     if http.serve or http.listen is not None:
         # And this brings h11 and starlette.
         from cafs.http.serve import serve
 
         beside.append(functools.partial(serve, http))
-    run(store, mountpoint, options, ready, beside)
+    run(store, mountpoint, options, ready, beside, settings.archives)

@@ -61,6 +61,12 @@ def json_name(key: str, name: bytes) -> dict[str, str]:
         }
 
 
+def show_json_name(fields: Mapping[str, str], key: str = "path") -> str:
+    """The name that json_name() has made fields of, as show_name() shows it."""
+    exact = fields.get(f"{key}_b64")
+    return show_name(base64.b64decode(exact) if exact else fields[key].encode())
+
+
 def show_name(name: bytes) -> str:
     """A name as text: exactly, but on a terminal one that could control it is quoted.
 

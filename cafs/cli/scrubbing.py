@@ -6,17 +6,19 @@ one goes on there.
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 from typing import Any
 
 from cafs import control
-from cafs.cli.output import json_name, note, warn
+from cafs.cli.output import json_name, note, say, show_json_name, warn
 from cafs.cli.progress import progress
 from cafs.errors import CafsError, DaemonAbsentError, DaemonError, UsageError
-from cafs.operate import scrub
+from cafs.operate import scrub, scrub_aged
 from cafs.operate.condemn import condemn
 from cafs.operate.paths import paths_of_blobs
+from cafs.units import human_duration, human_size
 from cafs.view import View
 
 
@@ -43,6 +45,7 @@ def run(
         if state is not None:
             found += _again(view, work, set(state.damaged) - damaged)
         blobs = _blobs(view, found, mode)
+        proven = _prove(view, mode)
         report = {
             "store": str(path),
             "read_bytes": work.read_bytes,
@@ -62,6 +65,7 @@ def run(
                 }
                 for damage in found
             ],
+            **proven,
         }
         sound = set(work.sound_again)
     if found or sound:
@@ -72,6 +76,39 @@ def run(
             warn(f"what is damaged could not be marked: {error}")
     scrub.save_state(path, None)
     return report
+
+
+def say_report(path: Path, report: dict[str, Any]) -> None:
+    """A report of run(), for people."""
+    for each in report["damaged"]:
+        say(f"damaged: {each['why']}")
+        say(f"    chunk SHA-256 {each['sha256']}")
+        for blob in each["blobs"]:
+            say(f"    blob {blob['sha256'] or 'still without its SHA-256'}")
+            for name in blob["paths"]:
+                say(f"        {show_json_name(name)}")
+        if not each["blobs"]:
+            say("    no file has it")
+    for each in report["not_rebuilt"]:
+        say(f"cannot be made again: blob {each['sha256']}: {each['why']}")
+        if each["advice"]:
+            say(f"    what to do: {each['advice']}")
+        for name in each["paths"]:
+            say(f"    {show_json_name(name)}")
+    read, seconds = human_size(report["read_bytes"]), human_duration(report["took_s"])
+    said = f"{report['read_chunks_count']} chunks, {read} in {seconds}"
+    if report["rebuilt_count"]:
+        said += f"; {report['rebuilt_count']} of {report['aged_count']} archives made again"
+    if not report["damaged_chunks_count"]:
+        if report["not_rebuilt_count"]:
+            say(f"{path}: all chunks are as they were written ({said})")
+            say(f"  {report['not_rebuilt_count']} archives cannot be made again: see above")
+            return
+        say(f"{path}: all content is as it was written ({said})")
+        return
+    say(f"{path}: {report['damaged_chunks_count']} chunks are damaged ({said})")
+    if report["damaged"]:
+        say("  what to do: copy the files that are named into the mount again; or delete them")
 
 
 def _run(path: Path, work: scrub.Scrub, state: scrub.State | None, mode: str) -> list[scrub.Damage]:
@@ -93,6 +130,28 @@ def _run(path: Path, work: scrub.Scrub, state: scrub.State | None, mode: str) ->
                 save(work.reached)
             raise
     return found
+
+
+def _prove(view: View, mode: str) -> dict[str, Any]:
+    """Some archives that were taken apart, made again; fields of the report."""
+    with progress(mode, "making archives again", "archives") as advance:
+        proven = scrub_aged.prove_some(view, random.Random(), advance)
+    paths = paths_of_blobs(view, [each.blob for each in proven.failed], lambda _count: None)
+    return {
+        "aged_count": proven.aged_count,
+        "rebuilt_count": proven.rebuilt_count,
+        "rebuilt_bytes": proven.rebuilt_bytes,
+        "not_rebuilt_count": len(proven.failed),
+        "not_rebuilt": [
+            {
+                "sha256": each.sha256.hex(),
+                "why": each.why,
+                "advice": each.advice,
+                "paths": [json_name("path", name) for name in paths.get(each.blob, [])],
+            }
+            for each in proven.failed
+        ],
+    }
 
 
 def _again(view: View, work: scrub.Scrub, numbers: set[int]) -> list[scrub.Damage]:

@@ -27,7 +27,7 @@ from cafs.cli.frame import (
     store_argument,
     store_at,
 )
-from cafs.cli.output import note, say, say_json
+from cafs.cli.output import note, say, say_json, warn
 from cafs.cli.store_commands import LOG_NAME, both
 from cafs.config import Settings
 from cafs.mount import mountpoint as where
@@ -175,7 +175,7 @@ def nginx_config(
     It is what `cafs serve` gives to its own nginx: ports, names, certificates and limits come
     from the settings.
     """
-    from cafs.serve import plan
+    from cafs.serve import plan, rundir
 
     settings = frame.settings(overrides("serve", values))
     path = resolve_store(store, frame)
@@ -184,7 +184,9 @@ def nginx_config(
         made = plan.make(path, settings, run_dir=run_dir)
     else:
         there = where.canonical(classic)
-        made = plan.make_classic(there, settings, run_dir or plan.default_run_dir(path))
+        made = plan.make_classic(there, settings, run_dir or rundir.default(path))
+    for text in made.warnings:
+        warn(text)
     if run_dir is not None:
         made.write()
     if frame.json:

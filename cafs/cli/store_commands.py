@@ -33,6 +33,7 @@ from cafs.cli.frame import (
 from cafs.cli.output import note, say, say_json, tree
 from cafs.config import Settings
 from cafs.errors import (
+    ConfigError,
     DaemonAbsentError,
     DaemonError,
     MountpointError,
@@ -118,7 +119,7 @@ def mount(frame: Frame, where_: tuple[Path, ...], daemon: bool, **values: object
     mountpoint = where.canonical(mountpoint)
     options = check(store, mountpoint, settings)
     if daemon:
-        pid = serve_in_background(store, mountpoint, options, settings.http, store / LOG_NAME)
+        pid = serve_in_background(store, mountpoint, options, settings, store / LOG_NAME)
         if frame.json:
             say_json({"store": str(store), "mountpoint": str(mountpoint), "pid": pid})
         else:
@@ -130,7 +131,7 @@ def mount(frame: Frame, where_: tuple[Path, ...], daemon: bool, **values: object
             say_json({"store": str(store), "mountpoint": str(mountpoint), "pid": os.getpid()})
             sys.stdout.flush()
 
-    serve_here(store, mountpoint, options, settings.http, ready)
+    serve_here(store, mountpoint, options, settings, ready)
 
 
 @command(
@@ -164,7 +165,7 @@ def up(frame: Frame, where_: tuple[Path, ...], **values: object) -> None:
         options = check(store, mountpoint, settings)
         if made:
             _create(store, settings)
-        pid = serve_in_background(store, mountpoint, options, settings.http, store / LOG_NAME)
+        pid = serve_in_background(store, mountpoint, options, settings, store / LOG_NAME)
     if frame.json:
         answer = {"store": str(store), "mountpoint": str(mountpoint), "pid": pid, "made": made}
         say_json(answer)
@@ -236,6 +237,8 @@ def umount(frame: Frame, mountpoint: Path | None, lazy: bool, force: bool, timeo
     unmount(mount.path, lazy=lazy or stale, force=force)
     # A lazy unmount lasts as long as its users; there is nothing that could be waited for.
     ended = lazy or _await_end(store, timeout_s)
+    if stale:
+        _clear_leftovers(store, frame)
     if frame.json:
         answer = {"store": str(store), "mountpoint": str(mount.path), "stale": stale}
         say_json(answer | {"ended": ended and not lazy})
@@ -245,6 +248,18 @@ def umount(frame: Frame, mountpoint: Path | None, lazy: bool, force: bool, timeo
         say(f"{mount.path} is out of the tree; the daemon of {store} ends with its last user")
     else:
         say(f"unmounted {store} from {mount.path}; everything is on disk")
+
+
+def _clear_leftovers(store: Path, frame: Frame) -> None:
+    from cafs.cli.mounting import clear_leftovers
+
+    try:
+        settings = frame.settings()
+    except ConfigError:
+        # A slip in the machine's file must not matter here.
+        settings = Settings()
+    if storefile.is_store(store):
+        clear_leftovers(store, settings)
 
 
 def _mount_of(given: Path | None) -> where.Mount:

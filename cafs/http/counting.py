@@ -13,10 +13,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cafs import latency
 from cafs.store import Store
 
 METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE", "COPY", "PROPFIND", "POST"})
 REQUEST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5, 10, 60, 120)
+UNUSABLE = frozenset({"lost", "refused"})
 COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5, 10, 30)
 
 # A second series for each, which nobody asked for.
@@ -83,6 +85,10 @@ class Requests:
         if histogram is None:
             histogram = self._histograms[method] = self._seconds.labels(method)
         histogram.observe(took_s)
+        self._store.latency.requests += 1
+        if method == "HEAD":
+            # It waits for nothing but its turn.
+            self._store.latency.note(latency.HTTP, took_s)
         if received_bytes:
             self._received.inc(received_bytes)
         if sent_bytes:
@@ -113,7 +119,8 @@ class _StoreFigures(Collector):
         yield _gauge("cafs_blobs", "Blobs that a file refers to.", status["blobs_count"])
         yield _gauge("cafs_chunks", "Chunks.", status["chunks_count"])
         yield _gauge("cafs_logical_bytes", "Sum of the files' sizes.", status["logical_bytes"])
-        yield _gauge("cafs_unique_bytes", "Sum of the blobs' sizes.", status["unique_bytes"])
+        yield _gauge("cafs_blob_bytes", "Sum of the blobs' sizes.", status["blob_bytes"])
+        yield _gauge("cafs_unique_bytes", "Sum of the chunks' sizes.", status["unique_bytes"])
         yield _gauge("cafs_stored_bytes", "What the chunks take in packs.", status["stored_bytes"])
         yield _gauge("cafs_index_bytes", "Size of the index.", status["index_file_bytes"])
         yield _gauge(
@@ -134,6 +141,8 @@ class _StoreFigures(Collector):
             "1 when everything can be read and written, 0 when there is trouble.",
             float(status["health"]["state"] == "ok"),
         )
+        if "archives" in status:
+            yield from archive_metrics(status["archives"])
         yield CounterMetricFamily(
             "cafs_generation", "Commits so far, in the store's whole life.", status["generation"]
         )
@@ -143,3 +152,51 @@ class _StoreFigures(Collector):
         yield CounterMetricFamily(
             "cafs_damaged_reads", "Requests of HTTP that found damage.", store.damaged_reads
         )
+
+
+def archive_metrics(archives: dict[str, Any]) -> Iterator[Metric]:
+    """The section ``archives`` of a status."""
+    yield _gauge(
+        "cafs_ageing_working", "1 while archives are taken apart.", archives["state"] == "working"
+    )
+    yield _gauge("cafs_ageing_paused", "1 while ageing is paused.", archives["state"] == "paused")
+    yield _gauge("cafs_ageing_queue", "Archives that are to be tried.", archives["queue_count"])
+    yield _gauge(
+        "cafs_ageing_share",
+        "Part of its time that ageing may work, 0 to 1.",
+        archives["share_percent"] / 100,
+    )
+    yield _gauge(
+        "cafs_archive_cache_bytes",
+        "Size of the cache of archives that were made again.",
+        archives["cache_bytes"],
+    )
+    yield _gauge(
+        "cafs_engines_unusable",
+        "Programs that archives need, and that are missing, or make other bytes.",
+        sum(each["state"] in UNUSABLE for each in archives["engines"]),
+    )
+    for name, key, text in (
+        ("taken_apart", "taken_apart_count", "Archives taken apart, in the store's whole life."),
+        ("taken_apart_bytes", "taken_apart_bytes", "Their sizes."),
+        ("work_seconds", "worked_s", "Time that this took."),
+        ("rebuilds", "rebuilds_count", "Archives that were made again to be read."),
+        ("rebuilds_failed", "rebuilds_failed_count", "Those that could not be."),
+        ("rebuilt_bytes", "rebuilt_bytes", "Bytes that were made again."),
+        ("thawed", "thawed_count", "Archives that were stored plain again."),
+        ("reads", "reads_count", "Uses of archives that are taken apart."),
+        ("cache_hits", "cache_hits_count", "Reads that the cache could answer."),
+    ):
+        yield CounterMetricFamily(f"cafs_archives_{name}", text, archives[key])
+    # It may sink: the first archive of its kind takes more than it saves.
+    yield _gauge(
+        "cafs_archives_gained_bytes",
+        "Stored bytes saved so far, in the store's whole life.",
+        archives["gained_bytes"],
+    )
+    left = CounterMetricFamily(
+        "cafs_archives_left", "Archives that stay as they are, by the reason.", labels=["reason"]
+    )
+    for reason, count in archives["left"].items():
+        left.add_metric([reason], count)
+    yield left

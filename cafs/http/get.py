@@ -121,6 +121,7 @@ class FileBody(Response):
         """Read the first piece while an error can still be told.  Raises ChunkDamagedError ..."""
         start, end = self._parts[0]
         contents = self._site.contents
+        self._site.store.accesses.note_beside([self._ino])
         contents.opened(self._ino, writable=False)
         try:
             self._first = await self._read(start, min(end, start + PIECE))

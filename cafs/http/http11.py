@@ -10,6 +10,7 @@ closes it; nothing of it is left.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -37,6 +38,12 @@ REQUESTS_MAX: Final = 1000
 """Requests of one connection, as with nginx: memory that it holds does not grow for ever."""
 HANDSHAKE_S: Final = 30.0
 
+PIECES_MAX: Final = 100
+"""Chunks of a body that are taken at once: about two milliseconds."""
+LINE_MAX: Final = 200
+"""Characters of what is said about a request that is none."""
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _SPELLED = {b"etag": b"ETag", b"www-authenticate": b"WWW-Authenticate"}
 _DISCONNECT: Final = {"type": "http.disconnect"}
 _NEVER: Final = float("inf")
@@ -105,7 +112,7 @@ class Server:
         try:
             request = await self._next_request()
         except h11.RemoteProtocolError as error:
-            await self.refuse(error)
+            await self.refuse(error, b"")
             return False
         if request is None:
             return False
@@ -119,7 +126,8 @@ class Server:
         if exchange.gone or self._connection.broken:
             return False
         if http.our_state is h11.SEND_RESPONSE:
-            await self.write(_error(http, 500))
+            line = "a defect of cafs; the daemon's log has it"
+            await self.write(_error(http, 500, line, request.method))
             return False
         if http.their_state is h11.SEND_BODY:
             # Its end has not been looked at, for instance because it has no body at all.
@@ -144,7 +152,7 @@ class Server:
             event = self._http.next_event()
             if isinstance(event, h11.Request):
                 self._idle = False
-                _check_length(event)
+                _check(event)
                 return event
             if event is not h11.NEED_DATA:
                 return None
@@ -159,7 +167,7 @@ class Server:
             "type": "http",
             "asgi": {"spec_version": "2.1", "version": "3.0"},
             "http_version": request.http_version.decode("ascii"),
-            "method": request.method.decode("ascii").upper(),
+            "method": request.method.decode("ascii"),
             "raw_path": path,
             "path": path.decode("latin-1"),
             "query_string": query,
@@ -170,10 +178,14 @@ class Server:
             **self._ends,
         }
 
-    async def refuse(self, error: h11.RemoteProtocolError) -> None:
+    async def refuse(self, error: h11.RemoteProtocolError, method: bytes) -> None:
         """Say that this is not HTTP, if nothing was said yet."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            await self.write(_error(self._http, error.error_status_hint))
+            status = error.error_status_hint
+            line = f"this is not HTTP as it should be: {error}"
+            if status == 431:
+                line = f"the request's line and headers are longer than {HEAD_MAX} bytes"
+            await self.write(_error(self._http, status, line, method))
 
     # -- the wire ----------------------------------------------------------------------------
 
@@ -225,7 +237,8 @@ class _Exchange:
         self._http = http
         self._last = last
         self._ended = False
-        self._bodiless = method.upper() == b"HEAD"
+        self._method = method
+        self._bodiless = method == b"HEAD"
         self._head = b""
         self.gone = False
         """The client does not hear any more of it."""
@@ -244,15 +257,20 @@ class _Exchange:
                 # All that is here already: its end is mostly known with the last byte.
                 while isinstance(event := http.next_event(), h11.Data):
                     pieces.append(bytes(event.data))
+                    if len(pieces) == PIECES_MAX:
+                        break
                 self._ended = isinstance(event, h11.EndOfMessage)
                 if event is h11.NEED_DATA and not pieces:
                     await self._server.read_some()
         except h11.RemoteProtocolError as error:
             if not pieces:
                 self.gone = True
-                await self._server.refuse(error)
+                await self._server.refuse(error, self._method)
                 return _DISCONNECT
             # Asked for more, h11 says it again.
+        if len(pieces) == PIECES_MAX:
+            # Chunks of a few bytes: each costs as much as a large one, and all are here.
+            await trio.lowlevel.checkpoint()
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return {"type": "http.request", "body": body, "more_body": not self._ended}
 
@@ -287,24 +305,44 @@ class _Exchange:
                 return
 
 
-def _check_length(request: h11.Request) -> None:
-    """Refuse a request whose end another server may see elsewhere (RFC 9112, section 6.1).
+def _check(request: h11.Request) -> None:
+    """Refuse what h11 lets through and another server could understand otherwise.
 
-    Raises RemoteProtocolError.  h11 believes Transfer-Encoding; who believes Content-Length takes
-    the rest of the body for a request of somebody else.
+    Raises RemoteProtocolError.  A request whose end another server may see elsewhere (RFC 9112,
+    section 6.1): h11 believes Transfer-Encoding; who believes Content-Length takes the rest of
+    the body for a request of somebody else.  Control characters in a value (RFC 9110, section
+    5.5), and another major version (RFC 9110, section 15.6.6).
     """
-    names = {name for name, _ in request.headers}
+    if request.http_version[:2] != b"1.":
+        raise h11.RemoteProtocolError("only HTTP/1.1 is spoken here", error_status_hint=505)
+    names = set()
+    for name, value in request.headers:
+        names.add(name)
+        if _CONTROL.search(value):
+            raise h11.RemoteProtocolError("there are control characters in a header")
     if b"transfer-encoding" in names and (
         b"content-length" in names or request.http_version < b"1.1"
     ):
         raise h11.RemoteProtocolError("it is not clear how long the body is")
 
 
-def _error(http: h11.Connection, status: int) -> bytes:
-    headers = [(b"Content-Length", b"0"), (b"Date", _date(int(time.time())))]
-    headers.append((b"Connection", b"close"))
+def _error(http: h11.Connection, status: int, line: str, method: bytes) -> bytes:
+    """An answer of one line, as those of the application are, after which the connection ends."""
+    # The line may quote what the client sent.
+    body = f"{status}: {line[:LINE_MAX]}".encode("ascii", "backslashreplace")
+    body = _CONTROL.sub(b"?", body).replace(b"\t", b" ") + b"\n"
+    headers = [
+        (b"Content-Type", b"text/plain; charset=utf-8"),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Date", _date(int(time.time()))),
+        (b"Connection", b"close"),
+    ]
     answer = h11.Response(status_code=status, headers=headers, reason=_reason(status))
-    return (http.send(answer) or b"") + (http.send(h11.EndOfMessage()) or b"")
+    pieces = [http.send(answer) or b""]
+    if method != b"HEAD":
+        pieces.append(http.send(h11.Data(data=body)) or b"")
+    pieces.append(http.send(h11.EndOfMessage()) or b"")
+    return b"".join(pieces)
 
 
 def _address(family: int, name: Any) -> tuple[str, int] | None:

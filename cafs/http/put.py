@@ -20,6 +20,7 @@ from cafs.http.paths import TreePath, escaped
 from cafs.http.site import Site, describe, origin
 from cafs.notices import Change, EntryChanged, InodeChanged
 from cafs.tree import walk
+from cafs.tree.walk import Place
 from cafs.types import ROOT, TIME_MAX_NS, Attr, Ino
 from cafs.upload import Upload
 
@@ -150,22 +151,50 @@ def _directory(site: Site, names: tuple[bytes, ...], changes: list[Change]) -> I
     """The directory at a path, made if it is missing, with those above it."""
     if not names:
         return ROOT
+    there, place = _deepest(site, names)
+    ino = place.ino
+    if ino is None:
+        ino = _make(site, place.parent, place.name, changes)
+    elif not stat.S_ISDIR(site.tree.inodes.get(ino).mode):
+        raise FsError(errno.ENOTDIR, "a part of the path is a file")
+    for name in names[there:]:
+        ino = _make(site, ino, name, changes)
+    return ino
+
+
+def _deepest(site: Site, names: tuple[bytes, ...]) -> tuple[int, Place]:
+    """Of how many names the longest beginning is of which only the last may be missing."""
+    found = _located(site, names)
+    if found is not None:
+        return len(names), found
+    # Not one name after the other: a client may send thousands.
+    low, high = 1, len(names)
+    place = walk.locate(site.tree, names[:1], site.caller, follow=True)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = _located(site, names[:middle])
+        if found is None:
+            high = middle
+        else:
+            low, place = middle, found
+    return low, place
+
+
+def _located(site: Site, names: tuple[bytes, ...]) -> Place | None:
     try:
-        place = walk.locate(site.tree, names, site.caller, follow=True)
+        return walk.locate(site.tree, names, site.caller, follow=True)
     except FsError as error:
         if error.errno != errno.ENOENT:
             raise
-        _directory(site, names[:-1], changes)
-        place = walk.locate(site.tree, names, site.caller, follow=True)
-    if place.ino is not None:
-        if not stat.S_ISDIR(site.tree.inodes.get(place.ino).mode):
-            raise FsError(errno.ENOTDIR, "a part of the path is a file")
-        return place.ino
-    _may_change(site, place.parent)
+        return None
+
+
+def _make(site: Site, parent: Ino, name: bytes, changes: list[Change]) -> Ino:
+    _may_change(site, parent)
     owner = site.caller
     mode = stat.S_IFDIR | site.options.directory_mode
-    ino = site.tree.create(place.parent, place.name, mode, owner.uid, owner.gid)
-    changes += (EntryChanged(place.parent, place.name), InodeChanged(place.parent))
+    ino = site.tree.create(parent, name, mode, owner.uid, owner.gid)
+    changes += (EntryChanged(parent, name), InodeChanged(parent))
     return ino
 
 

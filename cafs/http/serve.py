@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from cafs.errors import ConfigError
+from cafs.errors import AddressError, ConfigError
 from cafs.http.app import Application
 from cafs.http.connection import Connection
 from cafs.http.http11 import Server
@@ -51,7 +51,8 @@ async def serve(
 ) -> None:
     """Answer HTTP until cancelled.
 
-    Raises ConfigError before it has started: a port that is taken, a certificate that is none.
+    Raises before it has started: AddressError for a port that is taken, ConfigError for a
+    certificate that is none.
     """
     server = _Server(store, options)
     try:
@@ -84,6 +85,8 @@ class _Server:
         self._socket = socket_path(store.path, options)
         self._ending = False
         self._servers: set[Server] = set()
+        self._strangers = 0
+        """Connections over TCP.  However many there are, nginx has its own way in."""
         self._crowd_max = min(CONNECTIONS_MAX, _descriptors() // 2)
         self._limit = RateLimit()
         self._tls = Certificate(options) if options.certificate is not None else None
@@ -94,7 +97,7 @@ class _Server:
         try:
             if self._options.listen is not None:
                 listeners += [(each, False) for each in _listen_tcp(self._options.listen)]
-        except ConfigError:
+        except AddressError:
             if unix is not None:
                 unix.close()
                 _unlink(self._socket)
@@ -126,7 +129,7 @@ class _Server:
                     server.end_if_idle()
 
     async def _serve(self, trusted: bool, stream: trio.SocketStream) -> None:
-        if len(self._servers) >= self._crowd_max:
+        if not trusted and self._strangers >= self._crowd_max:
             text = f"{self._crowd_max} connections are open: no more are taken"
             self._limit.log(log, logging.WARNING, "crowd", text)
             return
@@ -143,6 +146,7 @@ class _Server:
             lambda: self._ending,
         )
         self._servers.add(server)
+        self._strangers += not trusted
         try:
             await server.run()
         except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError):
@@ -152,6 +156,7 @@ class _Server:
             log.exception("defect in a connection: it was cut")
         finally:
             self._servers.discard(server)
+            self._strangers -= not trusted
             connection.socket.close()
 
     def _listen_unix(self) -> socket.socket | None:
@@ -242,7 +247,10 @@ def _listen_tcp(address: str) -> list[socket.socket]:
     except OSError as error:
         for each in listening:
             each.close()
-        raise ConfigError(f"http.listen = {address}: {error.strerror or error}") from None
+        raise AddressError(
+            f"the daemon cannot listen on {address} (http.listen): {error.strerror or error}",
+            advice=f"see who does: ss -ltnp 'sport = :{port}'; or set another address",
+        ) from None
     return listening
 
 

@@ -34,7 +34,7 @@ class Counters:
     """Sum of the files' sizes."""
     blobs: int = 0
     """Blobs that an inode refers to."""
-    unique_bytes: int = 0
+    blob_bytes: int = 0
     """Sum of those blobs' sizes."""
     chunks: int = 0
     """Chunk records, those that wait for the sweep included."""

@@ -13,9 +13,14 @@ from typing import Final, NamedTuple
 import xxhash
 
 from cafs.errors import IndexDamagedError
-from cafs.types import Attr, BlobNo, ChunkNo, Extent, Ino, PackNo
+from cafs.types import NO_BLOB, Attr, BlobNo, ChunkNo, Extent, Ino, PackNo
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""The newest format that is understood."""
+FIRST_VERSION: Final = 1
+"""What a new store has: a later version is written when the store first needs it."""
+AGED_VERSION: Final = 2
+"""From this version on blobs may be aged."""
 
 # Databases of the environment.  The position in this tuple is the number by which the overlay
 # and the writer process speak of them.
@@ -65,6 +70,7 @@ UNCHECKED: Final = frozenset({ORPHANS, BLOB_SHA256, BLOB_SHA1, CHUNK_SHA256, DEA
 _U48_MAX: Final = (1 << 48) - 1
 _INODE: Final = struct.Struct("<IIIIQqqqQQI")
 _BLOB: Final = struct.Struct("<QII32s20s")
+_MATE: Final = struct.Struct("<Q")
 _CHUNK: Final = struct.Struct("<32sIIIIQI")
 _PACK: Final = struct.Struct("<QQIIQ")
 # The fields that a pass over all records needs: several times quicker than a whole record.
@@ -75,6 +81,9 @@ _RECIPE_KEY_TAIL: Final = struct.Struct(">Q")
 _ENTRY_KEY_TAIL: Final = struct.Struct(">Q")
 
 BLOB_HEADER: Final = _BLOB.size
+NO_SHA256: Final = bytes(32)
+NO_SHA1: Final = bytes(20)
+"""The digests of a blob that has none."""
 INLINE_PARTS_MAX: Final = 512
 """Recipes up to this many bytes lie in the blob's own record."""
 PARTS_PER_ROW: Final = 128
@@ -93,6 +102,14 @@ BLOB_ROWS: Final = 2
 """The recipe lies in the recipes database, not in the record."""
 BLOB_HOLES: Final = 4
 """The recipe has (or once had) a hole."""
+BLOB_AGED: Final = 8
+"""Taken apart: the recipe says how to make the bytes from those of *mate*, the inner blob."""
+BLOB_INNER: Final = 16
+"""The inflated content of the aged blob *mate*; no file has it, and no digest leads to it."""
+BLOB_LEFT: Final = 32
+"""Was looked at and is left as it is: ageing does not try it again."""
+BLOB_MATED: Final = BLOB_AGED | BLOB_INNER
+"""A record with one of these has *mate*."""
 
 # PackRecord.flags
 PACK_SEALED: Final = 1
@@ -110,12 +127,14 @@ class BlobRecord(NamedTuple):
 
     size: int
     refs: int
-    """Inodes that have it as their content."""
+    """Inodes that have it as their content; of an inner blob 1, for its outer one."""
     flags: int
     sha256: bytes
     sha1: bytes
     parts: bytes
     """The encoded recipe, empty when BLOB_ROWS is set."""
+    mate: BlobNo = NO_BLOB
+    """Of an aged blob the inner one, of an inner blob the outer one."""
 
 
 class ChunkRecord(NamedTuple):
@@ -206,13 +225,20 @@ def inode_content(value: bytes) -> tuple[int, int, int, int]:
 
 def pack_blob(blob: BlobRecord) -> bytes:
     """A blob's record."""
-    return _BLOB.pack(blob.size, blob.refs, blob.flags, blob.sha256, blob.sha1) + blob.parts
+    header = _BLOB.pack(blob.size, blob.refs, blob.flags, blob.sha256, blob.sha1)
+    if blob.flags & BLOB_MATED:
+        return header + _MATE.pack(blob.mate) + blob.parts
+    return header + blob.parts
 
 
 def unpack_blob(value: bytes) -> BlobRecord:
     """The blob in a record.  Raises IndexDamagedError for a record that is too short."""
     try:
         size, refs, flags, sha256, sha1 = _BLOB.unpack_from(value)
+        if flags & BLOB_MATED:
+            (mate,) = _MATE.unpack_from(value, BLOB_HEADER)
+            parts = value[BLOB_HEADER + _MATE.size :]
+            return BlobRecord(size, refs, flags, sha256, sha1, parts, BlobNo(mate))
         return BlobRecord(size, refs, flags, sha256, sha1, value[BLOB_HEADER:])
     except struct.error as error:
         raise IndexDamagedError(f"a blob record has {len(value)} bytes") from error
@@ -224,6 +250,17 @@ def blob_use(value: bytes) -> tuple[int, int]:
         return _BLOB_USE.unpack_from(value)
     except struct.error as error:
         raise IndexDamagedError(f"a blob record has {len(value)} bytes") from error
+
+
+def blob_size(value: bytes) -> int:
+    """Bytes of the blob in a record; for passes over all of them."""
+    return int.from_bytes(value[:8], "little")
+
+
+def blob_row(value: bytes) -> bytes:
+    """The recipe in a blob's record, empty when BLOB_ROWS is set; for passes over all of them."""
+    mated = _BLOB_USE.unpack_from(value)[1] & BLOB_MATED
+    return value[BLOB_HEADER + _MATE.size if mated else BLOB_HEADER :]
 
 
 def pack_chunk(chunk: ChunkRecord) -> bytes:
@@ -303,6 +340,11 @@ def digest_number(key: bytes) -> int:
 def dead_key(kind: bytes, number: int) -> bytes:
     """Key of something that waits for the sweep: kind b"b" (blob) or b"c" (chunk), number."""
     return kind + number.to_bytes(6, "big")
+
+
+def engine_key(number: int) -> bytes:
+    """Key of an engine's record in the database META; numbers begin at 1, without gaps."""
+    return b"engine/%05d" % number
 
 
 def xattr_key(ino: Ino, name: bytes) -> bytes:

@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from cafs._index import clear, retire
 from cafs.errors import CafsError, from_os_error
+from cafs.index import reads
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Pending:
         self.table = 0
         """The table that takes marks now."""
         size = HEADER.size + 2 * (1 << bits) // 8
-        temporary = path.with_name(f"{path.name}.new")
+        temporary = _temporary(path)
         try:
             temporary.unlink(missing_ok=True)
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -102,6 +103,10 @@ class Pending:
             log.warning("%s stays behind, which does no harm: %s", self.path, error)
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
 def withdraw(path: Path) -> None:
     """Take away what a daemon that died left at *path*.
 
@@ -110,6 +115,8 @@ def withdraw(path: Path) -> None:
     try:
         _retire(path)
         path.unlink(missing_ok=True)
+        _temporary(path).unlink(missing_ok=True)
+        reads.withdraw(reads.path_beside(path))
     except OSError as error:
         raise from_os_error(error, f"take {path} away") from error
 

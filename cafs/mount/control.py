@@ -22,6 +22,8 @@ from cafs.errors import CafsError, UsageError
 from cafs.mount import translate
 from cafs.mount.damage import DamageReporter
 from cafs.mount.kernel import Tuning
+from cafs.operate.ageing import Ageing
+from cafs.operate.ageing_job import Job
 from cafs.operate.compact import Compactor, OnProgress
 from cafs.operate.give_back import compact_now, sweep_now
 from cafs.operate.index_copy import IndexCopier
@@ -49,6 +51,7 @@ class ControlServer:
         self.sweeper = Sweeper(store)
         self.compactor = Compactor(store)
         self.copier = IndexCopier(store)
+        self.ageing = Ageing(store)
         self._commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "status": self._status,
             "commit": self._commit,
@@ -56,6 +59,8 @@ class ControlServer:
             "compact": self._compact,
             "condemn": self._condemn,
             "copy_index": self._copy_index,
+            "age": self._age,
+            "pause_ageing": self._pause_ageing,
         }
 
     async def run(self) -> None:
@@ -127,7 +132,7 @@ class ControlServer:
         return {"generation": self._store.counters.generation}
 
     async def _sweep(self, send: Send) -> dict[str, Any]:
-        return await _attended(send, partial(sweep_now, self._store, self.sweeper))
+        return await _attended(send, partial(sweep_now, self._store, self.sweeper, self.copier))
 
     async def _compact(self, send: Send, grace_s: float | None = None) -> dict[str, Any]:
         work = partial(compact_now, self._store, self.sweeper, self.compactor, self.copier, grace_s)
@@ -139,6 +144,16 @@ class ControlServer:
             return {"copied": await self.copier.once()}
 
         return await _attended(send, work)
+
+    async def _age(self, send: Send, **order: Any) -> dict[str, Any]:
+        async def work(on_progress: OnProgress) -> dict[str, Any]:
+            return (await self.ageing.now(Job(**order, on_progress=on_progress))).fields()
+
+        return await _attended(send, work)
+
+    async def _pause_ageing(self, send: Send, paused: bool) -> dict[str, Any]:
+        await self.ageing.pause(paused=paused)
+        return {"state": self.ageing.doing}
 
     async def _condemn(self, send: Send, chunks: list[int], damaged: bool) -> dict[str, Any]:
         numbers = [ChunkNo(number) for number in chunks]

@@ -16,6 +16,7 @@ import pyfuse3
 from pyfuse3 import FUSEError, RequestContext
 
 from cafs.errors import CafsError, FsError, ReadOnlyError
+from cafs.latency import READ
 from cafs.mount.damage import DamageReporter
 from cafs.mount.known import Known
 from cafs.mount.translate import BLOCK_SIZE, entry, handler, no_entry, unknown
@@ -27,7 +28,6 @@ from cafs.types import TIME_MAX_NS, Attr, Ino
 
 BYTES_PER_INODE = 512
 """What an inode with its name takes of the index, about: the basis of df -i."""
-DAY_NS = 86400 * 10**9
 DOT, DOT_DOT = 1, 2
 
 
@@ -53,7 +53,8 @@ class Handlers(XattrHandlers):
         self._known = known
         self._damage = damage
         self._contents = store.contents
-        self._relatime = store.options.atime == "relatime"
+        self._accessed = store.accesses.note
+        self._clock, self._latency = store.clock, store.latency
         self._files: dict[int, OpenFile] = {}
         self._next_handle = 1
 
@@ -78,16 +79,24 @@ class Handlers(XattrHandlers):
         self, parent_inode: int, name: bytes, ctx: RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find a name."""
+        self._latency.requests += 1
         self._known.asked(parent_inode, name)
         ino = self._tree.lookup(Ino(parent_inode), name)
-        return no_entry() if ino is None else self._entry(ino)
+        return no_entry() if ino is None else self._told(ino)
 
     def _entry(self, ino: Ino) -> pyfuse3.EntryAttributes:
         return entry(ino, self._contents.attr(ino))
 
+    def _told(self, ino: Ino) -> pyfuse3.EntryAttributes:
+        """An answer with which the kernel comes to know an inode, until it forgets it."""
+        attr = self._contents.attr(ino)
+        self._known.told(ino, attr.mode)
+        return entry(ino, attr)
+
     @handler
     async def getattr(self, inode: int, ctx: RequestContext) -> pyfuse3.EntryAttributes:
         """Attributes of an inode."""
+        self._latency.requests += 1
         return self._entry(Ino(inode))
 
     @handler
@@ -202,7 +211,7 @@ class Handlers(XattrHandlers):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Make a directory."""
-        return self._entry(await self._create(parent_inode, name, mode, ctx))
+        return self._told(await self._create(parent_inode, name, mode, ctx))
 
     @handler
     async def symlink(
@@ -266,7 +275,8 @@ class Handlers(XattrHandlers):
     @handler
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel lets go of inodes: those without a name go."""
-        for ino, _ in inode_list:
+        for ino, times in inode_list:
+            self._known.forgotten(ino, times)
             self._store.forget(Ino(ino))
 
     # -- directories -------------------------------------------------------------------------
@@ -291,7 +301,7 @@ class Handlers(XattrHandlers):
             parent = Ino(attr.aux)
             if not reply(token, b"..", entry(parent, self._contents.attr(parent)), DOT_DOT):
                 return
-        get = self._contents.attr
+        get, told = self._contents.attr, self._known.told
         for found in self._tree.listing(directory, max(start_id, DOT_DOT)):
             try:
                 attributes = entry(found.ino, get(found.ino))
@@ -302,6 +312,7 @@ class Handlers(XattrHandlers):
                 attributes = unknown(found.ino, found.type)
             if not reply(token, found.name, attributes, found.cookie):
                 return
+            told(found.ino, attributes.st_mode)
 
     @handler
     async def releasedir(self, fh: int) -> None:
@@ -351,15 +362,20 @@ class Handlers(XattrHandlers):
     @handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read from a file."""
+        self._latency.requests += 1
         file = self._files[fh]
         if not file.noatime:
             self._accessed(file.ino)
+        began = self._clock.monotonic()
+        data = await self._contents.view(file.ino, off, off + size)
+        self._latency.note(READ, self._clock.monotonic() - began)
         # Any buffer will do, whatever pyfuse3's annotation says.
-        return await self._contents.view(file.ino, off, off + size)  # type: ignore[return-value]
+        return data  # type: ignore[return-value]
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write to a file; O_SYNC is the kernel's, which sends an fsync after it."""
+        self._latency.requests += 1
         file = self._files[fh]
         await self._contents.write(file.ino, off, buf, privileged=file.privileged)
         return len(buf)
@@ -382,17 +398,6 @@ class Handlers(XattrHandlers):
     def _close(self, fh: int) -> None:
         file = self._files.pop(fh)
         self._contents.closed(file.ino, writable=file.writable)
-
-    def _accessed(self, ino: Ino) -> None:
-        """relatime: note an access if the last one noted is older than a change or a day."""
-        if not self._relatime or self._store.space.read_only:
-            return
-        attr = self._contents.attr(ino)
-        now = self._store.clock.now_ns()
-        if attr.mtime_ns < attr.atime_ns > attr.ctime_ns and now - attr.atime_ns < DAY_NS:
-            return
-        record = self._tree.inodes.get(ino)
-        self._tree.inodes.put(ino, record._replace(atime_ns=now))
 
 
 def _time(ns: int) -> int:

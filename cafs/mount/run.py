@@ -14,6 +14,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from cafs.archive_options import ArchiveOptions
 from cafs.config import MountOptions
 from cafs.errors import MountError, first_foreseen
 from cafs.index import warm
@@ -26,7 +27,7 @@ from cafs.mount.kernel import Tuning, mount_options, tune
 from cafs.mount.known import Known
 from cafs.mount.loop import requests_at_once
 from cafs.mount.memory import give_back_when_idle, tune_allocator
-from cafs.store import Store, open_store
+from cafs.store import DEFAULT_ARCHIVES, Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def run(
     options: MountOptions,
     ready: Callable[[], None],
     beside: Sequence[Beside] = (),
+    archives: ArchiveOptions = DEFAULT_ARCHIVES,
 ) -> None:
     """Serve *store* on *mountpoint* until it is unmounted; then commit and return.
 
@@ -56,7 +58,7 @@ def run(
     warm.start(store / "index")
     logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
     try:
-        trio.run(_serve, store, mountpoint, options, ready, beside)
+        trio.run(_serve, store, mountpoint, options, ready, beside, archives)
     except BaseExceptionGroup as group:
         raise first_foreseen(group) from group
     finally:
@@ -69,8 +71,9 @@ async def _serve(
     options: MountOptions,
     ready: Callable[[], None],
     beside: Sequence[Beside],
+    archives: ArchiveOptions,
 ) -> None:
-    async with open_store(path, options, mountpoint) as store:
+    async with open_store(path, options, mountpoint, archives=archives) as store:
         damage, known = DamageReporter(store), Known(store.tree)
         handlers = Handlers(store, damage, known)
         try:
@@ -116,6 +119,7 @@ async def _attend(
     nursery.start_soon(server.sweeper.run)
     nursery.start_soon(server.compactor.run)
     nursery.start_soon(server.copier.run)
+    nursery.start_soon(server.ageing.run)
     store.notices.register(Invalidator(known).tell)
     store.notices.register_for_damage(damage.notice)
     for task in beside:

@@ -59,6 +59,7 @@ class Check:
             ("links", tree.check_symlinks),
             ("attributes", tree.check_xattrs),
             ("inodes", lambda: tree.check_inodes(content.blobs, content.size_of)),
+            ("engines", content.check_engines),
             ("digests", content.check_blob_digests),
             ("digests", content.check_chunk_digests),
             ("lists", content.check_dead),

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from cafs.blobs import recipe
 from cafs.errors import IndexDamagedError
 from cafs.index import layout
-from cafs.index.layout import BLOB_ROWS, BLOB_UNHASHED, BlobRecord
+from cafs.index.layout import BLOB_INNER, BLOB_ROWS, BLOB_UNHASHED, BlobRecord
+from cafs.operate.check_aged import AgedCheck
 from cafs.operate.finding import Finding, Findings
 from cafs.operate.tally import Tally
 from cafs.view import View
@@ -34,11 +35,14 @@ class ContentCheck:
         self._sha256 = array("Q")
         self._sha1 = array("Q")
         self._hashed = bytearray()
+        """Whether digests must lead to the blob."""
+        self._inner = bytearray()
+        self._aged = AgedCheck(view)
         self.chunks = Tally()
         """Chunks, and how many parts of recipes name each."""
         self._raw = array("L")
         self._chunk_sha256 = array("Q")
-        self._figures = {"blobs": 0, "unique_bytes": 0}
+        self._figures = {"blobs": 0, "blob_bytes": 0}
 
     # -- loading -----------------------------------------------------------------------------
 
@@ -50,7 +54,10 @@ class ContentCheck:
             self._sizes.append(record.size)
             self._sha256.append(_prefix(record.sha256))
             self._sha1.append(_prefix(record.sha1))
-            self._hashed.append(not record.flags & BLOB_UNHASHED)
+            inner = bool(record.flags & BLOB_INNER)
+            self._hashed.append(not record.flags & BLOB_UNHASHED and not inner)
+            self._inner.append(inner)
+            self._aged.load(self.blobs.numbers[-1], record)
         self.blobs.ready()
         return len(self.blobs)
 
@@ -70,6 +77,11 @@ class ContentCheck:
         return self._sizes[rank] if rank >= 0 else None
 
     # -- digests and lists -------------------------------------------------------------------
+
+    def check_engines(self) -> Findings:
+        """The records of what makes parts of recipes."""
+        yield from self._aged.check_version()
+        yield from self._aged.check_engines()
 
     def check_blob_digests(self) -> Findings:
         """Each row of the blobs' digest tables belongs to a blob with that digest."""
@@ -125,11 +137,11 @@ class ContentCheck:
         """What waits for its digests is a blob without, with an owner."""
         for key, value in self._overlay.scan(layout.UNHASHED, b"", b""):
             rank = self.blobs.rank(layout.from_u48(key))
-            if rank < 0 or self._hashed[rank] or len(value) != 6:
+            if rank < 0 or self._hashed[rank] or self._inner[rank] or len(value) != 6:
                 yield Finding(
                     "unhashed-list",
                     f"blob {layout.from_u48(key)} waits for digests and "
-                    f"{'is not there' if rank < 0 else 'has them'}",
+                    f"{'is not there' if rank < 0 else 'is not one that needs them'}",
                     "the row is removed",
                     ((layout.UNHASHED, key, None),),
                 )
@@ -163,11 +175,15 @@ class ContentCheck:
             refs = self.blobs.counts[rank]
             if refs:
                 self._figures["blobs"] += 1
-                self._figures["unique_bytes"] += record.size
+                self._figures["blob_bytes"] += record.size
+            yield from self._aged.check_mate(number, record, refs)
+            if self._inner[rank]:
+                refs = self._aged.refs(number)
             if record.refs != refs:
+                whose = "outer blobs" if self._inner[rank] else "inodes"
                 yield Finding(
                     "blob-refs",
-                    f"blob {number} has reference count {record.refs}, but {refs} inodes have it",
+                    f"blob {number} has reference count {record.refs}, but {refs} {whose} have it",
                     "the count is put right",
                     ((layout.BLOBS, key, layout.pack_blob(record._replace(refs=refs))),),
                 )
@@ -176,7 +192,7 @@ class ContentCheck:
             if record.flags & BLOB_UNHASHED:
                 if not marks & _UNHASHED and not dying:
                     yield self._unlisted(number)
-            else:
+            elif self._hashed[rank]:
                 for database, bit, digest in (
                     (layout.BLOB_SHA256, IN_SHA256, record.sha256),
                     (layout.BLOB_SHA1, _IN_SHA1, record.sha1),
@@ -226,6 +242,7 @@ class ContentCheck:
     def _check_recipe(self, number: int, record: BlobRecord, *, whole: bool) -> Findings:
         at = -1
         lost = 0
+        made = False
         problem = ""
         for start, encoded in self._rows(number, record):
             if at < 0 and not whole:
@@ -245,11 +262,18 @@ class ContentCheck:
                         lost = lost or part.ref
                     else:
                         self.chunks.counts[rank] += 1
-                        if self._raw[rank] != part.length:
+                        if not _fits(part, self._raw[rank]):
                             problem = problem or f"chunk {part.ref} has another length"
+                elif part.kind == recipe.MADE and whole:
+                    made = True
+                    problem = problem or self._aged.problem(number, record, part)
                 at += part.length
         if max(at, 0) != record.size and whole:
             problem = problem or f"it makes {max(at, 0)} bytes, not {record.size}"
+        unmarked = self._aged.unmarked(number, record) if made else None
+        if unmarked is not None:
+            yield unmarked
+            return
         if lost:
             problem = problem or f"chunk {lost} is not there"
         if problem:
@@ -270,6 +294,13 @@ class ContentCheck:
             "next_blob": self.blobs.numbers[-1] if len(self.blobs) else 0,
             "next_chunk": self.chunks.numbers[-1] if len(self.chunks) else 0,
         }
+
+
+def _fits(part: recipe.Part, raw_length: int) -> bool:
+    """Whether a part can be the chunk, or a piece of it."""
+    if part.kind == recipe.SLICE:
+        return recipe.slice_offset(part) + part.length <= raw_length
+    return part.length == raw_length
 
 
 def _prefix(digest: bytes) -> int:

@@ -112,7 +112,7 @@ class PackCheck:
         problem = ""
         try:
             length = os.stat(packs.pack_path(number)).st_size
-            if length < record.size:
+            if length < min(record.size, self._newest_size(number)):
                 problem = f"has {length} bytes, but {record.size} were committed"
             else:
                 packs.check_header(number)
@@ -141,9 +141,16 @@ class PackCheck:
             )
 
     def _still_known(self, number: PackNo) -> bool:
+        return self._newest_size(number) > 0
+
+    def _newest_size(self, number: PackNo) -> int:
+        """Its length as of the newest commit: less than in the snapshot where an upload has
+        failed since; 0 when it is gone.
+        """
         environment = self._view.environment
         with environment.begin() as txn:
-            return environment.get(txn, layout.PACKS, layout.pack_key(number)) is not None
+            value = environment.get(txn, layout.PACKS, layout.pack_key(number))
+        return 0 if value is None else layout.unpack_pack(value).size
 
     def _chunks_beyond(self, pack: PackNo, length: int) -> Findings:
         for key, value in self._overlay.scan(layout.CHUNKS, b"", b""):

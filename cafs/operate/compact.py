@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import trio
 
@@ -34,6 +35,8 @@ PARTLY_DEAD = 0.9
 BATCH = 4 << 20
 """Bytes that are copied at once."""
 BLOCK = 4096
+WORTH_CUTTING = 1 << 20
+"""Bytes at the end of a pack from which on they are given back before it is compacted."""
 WORTH_CLOSING = 32 << 20
 """Bytes from which on a mostly dead pack is closed before it has its full size."""
 
@@ -48,6 +51,8 @@ class Compactor:
         self._lock = trio.Lock()
         self._left: set[PackNo] = set()
         # Packs that hold what cannot be moved: not tried again and again.
+        self._untrimmed: set[PackNo] = set()
+        # Packs that are shorter than their files.
         self._doomed: list[tuple[PackNo, int]] = []
         # Packs that the index is about to forget, or has forgotten, with their sizes.
         self._holes: dict[PackNo, tuple[float, list[tuple[int, int]]]] = {}
@@ -59,6 +64,7 @@ class Compactor:
             await trio.sleep(PAUSE_FULL_S if self._is_full else PAUSE_S)
             threshold = PARTLY_DEAD if self._is_full else MOSTLY_DEAD
             try:
+                await self.give_tails_back()
                 await self._close_dead(threshold)
                 await self.once(threshold, self._store.options.grace)
             except CafsError as error:
@@ -82,6 +88,35 @@ class Compactor:
             and number not in self._left
         ]
         return sorted(found, key=lambda pair: pair[1].live_bytes)
+
+    async def give_tails_back(self) -> int:
+        """Give back at once what only uploads that failed have had; how many bytes.
+
+        Nobody can be sending that: no name ever led there, so there is no grace to be kept.
+        """
+        store = self._store
+        least = BLOCK if self._is_full else WORTH_CUTTING
+        freed = 0
+        async with self._lock:
+            for number, (_, sealed) in store.packs.sizes().items():
+                if sealed or store.chunks.shown.end(number) >= store.packs.size_of(number) - least:
+                    continue
+                cut = await store.workers.run(partial(store.chunks.cut_tail, number, least))
+                if cut:
+                    self._untrimmed.add(number)
+                    freed += cut
+            if self._untrimmed:
+                # First an index that does not count on these bytes, then the files.
+                store.pack_table.save(store.packs, store.clock.now_ns())
+                await store.commit()
+            while self._untrimmed:
+                number = next(iter(self._untrimmed))
+                await store.workers.run(partial(store.packs.trim, number))
+                self._untrimmed.discard(number)
+                store.space.changed()
+        if freed:
+            log.info("%d bytes of uploads that failed were given back", freed)
+        return freed
 
     async def _close_dead(self, threshold: float) -> None:
         """Seal the pack that takes chunks if less than *threshold* of it is alive.
@@ -248,7 +283,10 @@ class Compactor:
             if not record.live_chunks
             and record.flags & layout.PACK_SEALED
             and number not in landing
-            and not 0 <= now_ns - record.emptied_ns < grace_s * 1e9
+            and (
+                store.chunks.shown.never(number)
+                or not 0 <= now_ns - record.emptied_ns < grace_s * 1e9
+            )
         ]
         for number, size in doomed:
             store.packs.retire(number)
@@ -262,6 +300,7 @@ class Compactor:
         while self._doomed:
             number, size = self._doomed[-1]
             store.packs.remove(number)
+            store.chunks.shown.forget(number)
             self._doomed.pop()
             freed += size
         return freed

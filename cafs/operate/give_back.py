@@ -16,9 +16,12 @@ from cafs.operate.sweep import Sweeper
 from cafs.store import Store, open_store
 
 
-async def sweep_now(store: Store, sweeper: Sweeper, on_progress: OnProgress) -> dict[str, Any]:
+async def sweep_now(
+    store: Store, sweeper: Sweeper, copier: IndexCopier, on_progress: OnProgress
+) -> dict[str, Any]:
     """Take out all that nothing refers to; what it was, in fields of an answer."""
     await store.contents.settle_all()
+    await copier.let_go()
     swept = await sweeper.once()
     await store.commit()
     dead = sum(
@@ -38,7 +41,7 @@ async def compact_now(
 ) -> dict[str, Any]:
     """Sweep, rewrite every pack with something dead in it, shrink the index and its copy."""
     grace = store.options.grace if grace_s is None else grace_s
-    swept = await sweep_now(store, sweeper, on_progress)
+    swept = await sweep_now(store, sweeper, copier, on_progress)
     freed = await compactor.whole(grace, on_progress)
     await store.commit()
     index = await store.shrink_index()
@@ -52,7 +55,7 @@ async def compact_now(
 async def sweep_offline(path: Path, options: MountOptions, on_progress: OnProgress) -> Any:
     """sweep_now() on a store that no daemon has.  Raises StoreBusyError."""
     async with open_store(path, options) as store:
-        return await sweep_now(store, Sweeper(store), on_progress)
+        return await sweep_now(store, Sweeper(store), IndexCopier(store), on_progress)
 
 
 async def compact_offline(

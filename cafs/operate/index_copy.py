@@ -38,6 +38,8 @@ class IndexCopier:
         self._store = store
         self._copied = -1
         """The generation that the last copy has."""
+        if (store.path / DIRECTORY / pages.FILE).exists():
+            store.blobs.aged.guard_copy(resume=True)
 
     async def run(self) -> None:
         """Look at the pages there was no time for, then copy each interval, for ever."""
@@ -45,21 +47,39 @@ class IndexCopier:
             await self._child("audit")
         while True:
             await trio.sleep(self._store.options.index_copy_interval)
-            if self._store.counters.generation != self._copied:
+            changed = self._store.counters.generation != self._copied
+            if changed or self._store.blobs.aged.only_in_copy():
                 await self.once()
 
     async def once(self) -> bool:
         """Make a copy now; whether there is a new one.  What keeps it from that is logged."""
         store = self._store
+        aged = store.blobs.aged
+        kept = aged.only_in_copy()
         needed = store.environment.used_bytes()
         if store.space.free() < needed + _MARGIN or store.space.read_only:
             log.info("no copy of the index: the disk has no room for it")
+            # Room is what the disk needs first.
+            aged.copied(kept)
             return False
+        if kept:
+            try:
+                await store.commit()
+            except CafsError as error:
+                log.warning("no copy of the index: %s", error)
+                return False
         generation = store.counters.generation
         if await self._child("copy") != 0:
             return False
         self._copied = generation
+        aged.copied(kept)
+        aged.guard_copy(resume=False)
         return True
+
+    async def let_go(self) -> None:
+        """Have the sweep take what is kept only because the last copy names it, by a new copy."""
+        if self._store.blobs.aged.only_in_copy():
+            await self.once()
 
     async def _child(self, what: str) -> int:
         command = [sys.executable, "-m", __name__, what, str(self._store.path)]

@@ -11,10 +11,13 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cafs.archives.engine_record import EngineRecord
 from cafs.blobs import codec, recipe
 from cafs.blobs.recipe import Part
-from cafs.errors import ChunkDamagedError, DiskError
-from cafs.index.layout import BLOB_UNHASHED, BlobRecord, ChunkRecord
+from cafs.errors import CafsError, ChunkDamagedError, DiskError
+from cafs.index import layout
+from cafs.index.layout import BLOB_AGED, BLOB_INNER, BLOB_UNHASHED, BlobRecord, ChunkRecord
+from cafs.operate.ageing_state import State
 from cafs.operate.paths import Advance, attr_of
 from cafs.operate.sharing import Use, use_of
 from cafs.types import NO_BLOB, Attr, BlobNo, ChunkNo, Ino
@@ -33,6 +36,18 @@ class Kind(NamedTuple):
     """Bytes of the blob."""
 
 
+class AgedLook(NamedTuple):
+    """What a blob that was taken apart is made of."""
+
+    inner: BlobNo
+    size: int
+    """Bytes of the inner blob: what is inside the archive."""
+    engines: list[tuple[int, str]]
+    """Number and version of each engine that makes its bytes again."""
+    rebuild_s: float
+    """How long that takes, by the speed that ageing has measured."""
+
+
 class BlobLook(NamedTuple):
     """A blob's record and what its recipe says at once."""
 
@@ -40,6 +55,8 @@ class BlobLook(NamedTuple):
     record: BlobRecord
     kinds: list[Kind]
     use: Use
+    aged: AgedLook | None
+    """None while the recipe is plain."""
 
     @property
     def hashed(self) -> bool:
@@ -108,7 +125,20 @@ def look_at_blob(view: View, blob: BlobNo) -> BlobLook:
     kinds = [
         Kind(kind.name, counts[number], lengths[number]) for number, kind in recipe.KINDS.items()
     ]
-    return BlobLook(blob, record, kinds, use_of(view, blob))
+    aged = _look_at_aged(view, blob, record) if record.flags & BLOB_AGED else None
+    return BlobLook(blob, record, kinds, use_of(view, blob), aged)
+
+
+def _look_at_aged(view: View, blob: BlobNo, record: BlobRecord) -> AgedLook:
+    parts = (part for _, part in view.blobs.parts_of(blob, record, 0, record.size))
+    numbers = sorted({recipe.made(part).engine for part in parts if part.kind == recipe.MADE})
+    engines = []
+    for number in numbers:
+        value = view.overlay.get(layout.META, layout.engine_key(number))
+        version = "unknown" if value is None else EngineRecord.unpack(number, value).version
+        engines.append((number, version))
+    size = view.blobs.get(record.mate).size
+    return AgedLook(record.mate, size, engines, size / State.load(view.path).rebuild_bytes_per_s)
 
 
 def look_at_inode(view: View, ino: Ino) -> FileLook:
@@ -125,9 +155,15 @@ def look_at_inode(view: View, ino: Ino) -> FileLook:
 
 
 def placed_chunks(view: View, blob: BlobNo) -> Iterator[PlacedChunk]:
-    """A blob's chunks in its own order, each as often as it has it."""
-    for offset, part in view.blobs.parts(blob, 0, view.blobs.get(blob).size):
-        if part.kind == recipe.CHUNK:
+    """A blob's chunks in its own order, each as often as it has it.
+
+    Of an aged blob those of its inner one, at their places there.
+    """
+    record = view.blobs.get(blob)
+    if record.flags & BLOB_AGED:
+        blob, record = record.mate, view.blobs.get(record.mate)
+    for offset, part in view.blobs.parts_of(blob, record, 0, record.size):
+        if recipe.KINDS[part.kind].counts_chunk:
             number = ChunkNo(part.ref)
             yield PlacedChunk(offset, number, view.chunks.get(number))
 
@@ -135,14 +171,17 @@ def placed_chunks(view: View, blob: BlobNo) -> Iterator[PlacedChunk]:
 def verify(view: View, blob: BlobNo, advance: Advance | None = None) -> Verdict:
     """Read a blob back and compare all checksums; names every chunk that is wrong.
 
-    *advance* is told of bytes.  A chunk that the disk cannot read is a wrong one, too.
+    *advance* is told of bytes.  A chunk that the disk cannot read is a wrong one, too.  One that
+    was taken apart is rebuilt.
     """
     record = view.blobs.get(blob)
+    if record.flags & BLOB_AGED:
+        return _verify_aged(view, blob, record, advance)
     sha256, sha1 = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
     damages: list[Damage] = []
     done = 0
     for offset, part in view.blobs.parts(blob, 0, record.size):
-        if part.kind == recipe.CHUNK:
+        if recipe.KINDS[part.kind].counts_chunk:
             place = PlacedChunk(offset, ChunkNo(part.ref), view.chunks.get(ChunkNo(part.ref)))
             try:
                 pieces = iter((_right_bytes(view, place, part),))
@@ -161,7 +200,9 @@ def verify(view: View, blob: BlobNo, advance: Advance | None = None) -> Verdict:
         problem = f"the recipe ends at {done} of {record.size} bytes"
         damages.append(Damage(done, record.size - done, None, problem))
     if not damages and not record.flags & BLOB_UNHASHED:
-        whole = (("SHA-256", sha256, record.sha256), ("SHA-1", sha1, record.sha1))
+        whole = [("SHA-256", sha256, record.sha256), ("SHA-1", sha1, record.sha1)]
+        if record.flags & BLOB_INNER:
+            whole.pop()
         damages += [
             Damage(0, record.size, None, f"its {name} is {made.hexdigest()}, not {wanted.hex()}")
             for name, made, wanted in whole
@@ -170,14 +211,42 @@ def verify(view: View, blob: BlobNo, advance: Advance | None = None) -> Verdict:
     return Verdict(done, damages)
 
 
+def _verify_aged(view: View, blob: BlobNo, record: BlobRecord, advance: Advance | None) -> Verdict:
+    damages = [
+        damage._replace(problem=f"inside it: {damage.problem}")
+        for damage in verify(view, record.mate).damages
+    ]
+    sha256, sha1 = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
+    done = 0
+    try:
+        for piece in view.content(blob):
+            sha256.update(piece)
+            sha1.update(piece)
+            done += len(piece)
+            if advance is not None:
+                advance(done)
+    except CafsError as error:
+        damages.append(Damage(done, record.size - done, None, str(error)))
+    else:
+        if (sha256.digest(), sha1.digest()) != (record.sha256, record.sha1):
+            problem = f"what is rebuilt has the SHA-256 {sha256.hexdigest()}"
+            damages.append(Damage(0, record.size, None, problem))
+    return Verdict(done, damages)
+
+
 def _right_bytes(view: View, place: PlacedChunk, part: Part) -> bytes:
     data = view.read_chunk(place.number, place.record.extent)
-    if len(data) != part.length:
+    if part.kind == recipe.CHUNK and len(data) != part.length:
         raise ChunkDamagedError(
             f"chunk {place.number} has {len(data)} bytes, its place in the blob {part.length}"
         )
     if hashlib.sha256(data).digest() != place.record.sha256:
         raise ChunkDamagedError(f"chunk {place.number} is not what its SHA-256 says")
+    if part.kind == recipe.SLICE:
+        offset = recipe.slice_offset(part)
+        data = data[offset : offset + part.length]
+        if len(data) != part.length:
+            raise ChunkDamagedError(f"a slice ends behind the end of chunk {place.number}")
     return data
 
 

@@ -5,7 +5,7 @@ chunk's stored bytes must have its XXH3, and what they decode to its SHA-256.  W
 is lies in ``STORE/scrub.toml``, so that it goes on after an interruption; what was found
 damaged is kept there, too.  Invariant: a pack that the file calls done was read whole.
 
-Works beside a daemon: packs only grow, and a pack that went meanwhile has nothing left to read.
+Works beside a daemon: what a pack lost meanwhile has no record any more, nor has one that went.
 """
 
 from __future__ import annotations
@@ -183,7 +183,10 @@ class Scrub:
 
 
 def blobs_with(view: View, chunks: Iterable[int]) -> dict[BlobNo, set[int]]:
-    """Blobs whose recipe names one of *chunks*, each with those that it names: one pass."""
+    """Blobs whose bytes lie in one of *chunks*, each with those that it needs: one pass.
+
+    For an inner blob it is the outer one, which is what files have.
+    """
     wanted = set(chunks)
     found: dict[BlobNo, set[int]] = {}
     if not wanted:
@@ -191,8 +194,9 @@ def blobs_with(view: View, chunks: Iterable[int]) -> dict[BlobNo, set[int]]:
 
     def look(number: int, encoded: bytes) -> None:
         hit = wanted.intersection(recipe.chunk_refs(recipe.decode(encoded)))
-        if hit:
-            found.setdefault(BlobNo(number), set()).update(hit)
+        outer = view.outer(BlobNo(number)) if hit else None
+        if outer is not None:
+            found.setdefault(outer, set()).update(hit)
 
     for key, value in view.overlay.scan(layout.BLOBS, b"", b""):
         record = layout.unpack_blob(value)

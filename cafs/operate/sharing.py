@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cafs.blobs import recipe
 from cafs.index import layout
-from cafs.index.layout import BLOB_HEADER, BLOB_ROWS
+from cafs.index.layout import BLOB_ROWS
 from cafs.operate.paths import STEP, Advance
 from cafs.types import BlobNo, ChunkNo
 from cafs.view import View
@@ -35,13 +35,11 @@ class Use(NamedTuple):
 
 
 def use_of(view: View, blob: BlobNo) -> Use:
-    """Which chunks a blob has, and which of them are not its own alone."""
-    size = view.blobs.get(blob).size
-    times = Counter(
-        ChunkNo(part.ref)
-        for _, part in view.blobs.parts(blob, 0, size)
-        if part.kind == recipe.CHUNK
-    )
+    """Which chunks a blob has, and which of them are not its own alone.
+
+    Of an aged blob those that it is made of.
+    """
+    times = Counter(recipe.chunk_refs(view.recipes(blob)))
     raw = stored = shared_raw = 0
     shared: dict[ChunkNo, int] = {}
     for number, own in times.items():
@@ -75,15 +73,21 @@ def sharers(view: View, blob: BlobNo, use: Use, advance: Advance | None = None) 
             if database == layout.BLOBS:
                 if layout.blob_use(value)[1] & BLOB_ROWS:
                     continue
-                row = value[BLOB_HEADER:]
+                row = layout.blob_row(value)
             refs = recipe.row_refs(row)
             if wanted.isdisjoint(refs):
                 continue
-            number = BlobNo(layout.from_u48(key))
+            number = view.outer(BlobNo(layout.from_u48(key)))
             if number == blob:
                 continue
-            found.add(number)
+            if number is not None:
+                found.add(number)
             left -= sum(ref in wanted for ref in refs)
             if not left:
                 break
-    return {number for number in found if view.blobs.get(number).refs}
+    return {number for number in found if _in_use(view, number)}
+
+
+def _in_use(view: View, number: BlobNo) -> bool:
+    value = view.overlay.get(layout.BLOBS, layout.u48(number))
+    return value is not None and layout.blob_use(value)[0] > 0

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from cafs.blobs import recipe
 from cafs.index import layout
-from cafs.index.layout import BLOB_ROWS
+from cafs.index.layout import BLOB_AGED, BLOB_ROWS
 from cafs.operate.numbers import Counts
 from cafs.operate.paths import STEP, Named, attr_of
 from cafs.types import BlobNo, Ino
@@ -131,31 +131,55 @@ def _links(view: View, roots: Iterable[Named], step: _Step) -> Counts:
 def _chunks(view: View, inside: Counts, whole: Counts, step: _Step) -> tuple[Counts, Counts]:
     """Chunks of the blobs in *inside*; and how many references to chunks would go with them."""
     used, gone = Counts(view.counters.next_chunk), Counts(view.counters.next_chunk)
+    inner: dict[int, bool] = {}
     for number, value in inside.records(view, layout.BLOBS, view.counters.blobs):
         step()
         # References are those of inodes; *whole* counts the ones that would go.
         refs, flags = layout.blob_use(value)
         exclusive = refs <= whole[number]
-        for row in _rows(view, BlobNo(number), value, flags):
-            for ref in recipe.row_refs(row):
-                used.add(ref)
-                if exclusive:
-                    gone.add(ref)
+        _count(view, BlobNo(number), value, used, gone if exclusive else None)
+        if flags & BLOB_AGED:
+            # What it is made of belongs to it alone.
+            inner[layout.unpack_blob(value).mate] = exclusive
+    for number, exclusive in sorted(inner.items()):
+        step()
+        record = _record(view, number)
+        if record is not None:
+            _count(view, BlobNo(number), record, used, gone if exclusive else None)
     # What was deleted and not swept yet has references, but no claim on anything.
     for key, _ in view.overlay.scan(layout.DEAD, b"b", b"b"):
         step()
         number = int.from_bytes(key[1:], "big")
-        record = view.overlay.get(layout.BLOBS, layout.u48(number))
+        record = _record(view, number)
         if record is not None and not inside[number]:
+            _count(view, BlobNo(number), record, None, gone)
             _, flags = layout.blob_use(record)
-            for row in _rows(view, BlobNo(number), record, flags):
-                for ref in recipe.row_refs(row):
-                    gone.add(ref)
+            mate = layout.unpack_blob(record).mate if flags & BLOB_AGED else 0
+            outgoing = _record(view, mate) if mate else None
+            # One that is dead by itself comes by on its own.
+            if outgoing is not None and layout.blob_use(outgoing)[0]:
+                _count(view, BlobNo(mate), outgoing, None, gone)
     return used, gone
 
 
-def _rows(view: View, number: BlobNo, record: bytes, flags: int) -> Iterable[bytes]:
-    if flags & BLOB_ROWS:
+def _record(view: View, number: int) -> bytes | None:
+    return view.overlay.get(layout.BLOBS, layout.u48(number))
+
+
+def _count(
+    view: View, number: BlobNo, record: bytes, used: Counts | None, gone: Counts | None
+) -> None:
+    """Count the references of a blob's recipe in those that are given."""
+    if layout.blob_use(record)[1] & BLOB_ROWS:
         prefix = layout.u48(number)
-        return (row for _, row in view.overlay.scan(layout.RECIPES, prefix, prefix))
-    return (record[layout.BLOB_HEADER :],)
+        rows: Iterable[bytes] = (
+            row for _, row in view.overlay.scan(layout.RECIPES, prefix, prefix)
+        )
+    else:
+        rows = (layout.blob_row(record),)
+    for row in rows:
+        for ref in recipe.row_refs(row):
+            if used is not None:
+                used.add(ref)
+            if gone is not None:
+                gone.add(ref)

@@ -20,6 +20,7 @@ from typing import Any
 import trio
 
 from cafs import log
+from cafs.archive_options import ArchiveOptions
 from cafs.config import MountOptions, Settings
 from cafs.control import error_fields, error_from
 from cafs.errors import CafsError, DaemonError
@@ -46,6 +47,7 @@ class MountProcess:
             "report": writer,
             "mount": raw_values("mount", settings.mount),
             "http": raw_values("http", settings.http),
+            "archives": raw_values("archives", settings.archives),
         }
         try:
             self.child = Child(
@@ -59,6 +61,8 @@ class MountProcess:
             raise DaemonError(f"{sys.executable}: cannot be run: {error.strerror}") from None
         finally:
             os.close(writer)
+        self.error: CafsError | None = None
+        """What kept the mount from answering, as the daemon told it."""
         self._report = trio.lowlevel.FdStream(reader)
         assert self.child.process.stdin is not None
         with self.child.process.stdin as stdin:
@@ -75,7 +79,8 @@ class MountProcess:
             message: dict[str, Any] = json.loads(said.partition(b"\n")[0])
             if message.get("ready"):
                 return
-            raise error_from(message)
+            self.error = error_from(message)
+            raise self.error
         status = await self.child.wait()
         raise DaemonError(f"the daemon {how_it_ended(status)} before the mount was there")
 
@@ -100,6 +105,7 @@ def main() -> int:
     task: dict[str, Any] = json.load(sys.stdin)
     mount = parse_section("mount", MountOptions, task["mount"])
     http = parse_section("http", HttpOptions, task["http"])
+    archives = parse_section("archives", ArchiveOptions, task["archives"])
     store, mountpoint = Path(task["store"]), Path(task["mountpoint"])
     report: int = task["report"]
 
@@ -115,7 +121,7 @@ def main() -> int:
         log.to_stream(mount.log_level, sys.stderr)
     else:
         to_file(mount.log_level, Path(task["log_file"]))
-    return _serve(store, mountpoint, mount, http, tell)
+    return _serve(store, mountpoint, mount, http, archives, tell)
 
 
 def _serve(
@@ -123,6 +129,7 @@ def _serve(
     mountpoint: Path,
     mount: MountOptions,
     http: HttpOptions,
+    archives: ArchiveOptions,
     tell: Callable[..., None],
 ) -> int:
     from cafs.mount.run import run
@@ -133,7 +140,7 @@ def _serve(
 
         beside.append(functools.partial(serve, http))
     try:
-        run(store, mountpoint, mount, lambda: tell(ready=True), beside)
+        run(store, mountpoint, mount, lambda: tell(ready=True), beside, archives)
     except CafsError as error:
         _logger.error("%s", error, extra=log.fields(advice=error.advice))
         tell(**error_fields(error))

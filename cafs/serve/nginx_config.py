@@ -1,9 +1,9 @@
 """The text of nginx's configuration: the servers and locations of a Cloud Foundry blobstore.
 
 A pure function of what it is given: :func:`render`.  The same servers can stand before three
-things: the index and the daemon (:class:`Indexed`), the daemon alone (:class:`Indexed` without
-a module), and a plain directory with nginx's own dav modules (:class:`Directory`: a mount of
-cafs, or the ext4 that it is compared with).
+things (:mod:`cafs.serve.backend`): the index and the daemon, the daemon alone (there is no
+module), and a plain directory with nginx's own dav modules (a mount of cafs, or the ext4 that it
+is compared with).
 
 Invariant: no location serves a blob that nobody signed or authenticated for; and no secret is in
 the text: they come from files, the MD5 one through :func:`secret_include`.
@@ -11,18 +11,16 @@ the text: they come from files, the MD5 one through :func:`secret_include`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cafs.errors import ConfigError
 from cafs.http_options import HttpOptions
+from cafs.serve.backend import Credentials, Directory, Indexed
 from cafs.serve.nginx_program import DAV_EXT_MODULE, HEADERS_MODULE, Nginx
+from cafs.serve.rundir import PID_FILE, SECRET_INCLUDE, TEMPORARY
 from cafs.serve_options import ServeOptions
 
-SECRET_INCLUDE: Final = "link-secret.conf"
-PID_FILE: Final = "nginx.pid"
-TEMPORARY: Final = ("client_body", "proxy", "fastcgi", "scgi", "uwsgi")
 SOCKET_PATH_MAX: Final = 107
 """Longest path of a unix socket in bytes (unix(7))."""
 
@@ -34,41 +32,6 @@ _CIPHERS: Final = (
     "ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES256-GCM-SHA384:"
     "DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384"
 )
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Files that prove who may do what; None where there is no such file."""
-
-    users: Path
-    """For Basic authentication, in nginx's formats."""
-    certificate: Path
-    certificate_key: Path
-    public_certificate: Path
-    public_certificate_key: Path
-    worker: str | None = None
-    """User and group of nginx's workers; None: those that nginx is started as."""
-    secret: Path | None = None
-    """Of the links: MD5 ones at ``/read/`` and ``/write/``, HMAC ones at ``/signed/``."""
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """A store: HEAD and GET by the module if there is one, all else by the daemon."""
-
-    store: Path
-    socket: Path
-    """Where the daemon listens."""
-    module: Path | None
-    pending: Path | None = None
-    """The pending filter, when it is not where the store says."""
-
-
-@dataclass(frozen=True)
-class Directory:
-    """A directory that nginx serves and changes by itself."""
-
-    root: Path
 
 
 def render(
@@ -93,7 +56,7 @@ def render(
 
 
 def secret_include(secret: str) -> str:
-    """The file :data:`SECRET_INCLUDE`, which nobody but nginx's master may read.
+    """The file :data:`~cafs.serve.rundir.SECRET_INCLUDE`, which nobody but nginx's master may read.
 
     nginx knows no other way to give its MD5 links a secret than a configuration file.
     """

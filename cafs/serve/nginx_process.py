@@ -15,10 +15,10 @@ from typing import Final
 
 import trio
 
-from cafs.errors import NginxError
+from cafs.errors import AddressError, CafsError, NginxError
 from cafs.serve.child import Child, how_it_ended
-from cafs.serve.nginx_config import PID_FILE
 from cafs.serve.plan import Plan
+from cafs.serve.rundir import PID_FILE
 
 START_PATIENCE_S: Final = 20.0
 GRACE_S: Final = 20.0
@@ -103,7 +103,10 @@ class NginxProcess:
         self._output = trio.lowlevel.FdStream(reader)
 
     async def ready(self) -> None:
-        """Return when it listens; raises :class:`NginxError` when it ends instead."""
+        """Return when it listens.
+
+        Raises :class:`NginxError` when it ends instead, :class:`AddressError` if a port is taken.
+        """
         with trio.move_on_after(START_PATIENCE_S):
             # It writes this file when its sockets are open.
             while not (self._pid_file.exists() and self._pid_file.stat().st_size):
@@ -113,14 +116,14 @@ class NginxProcess:
             return
         raise NginxError(f"nginx did not listen within {START_PATIENCE_S:g} s")
 
-    async def _failed(self, how: str) -> NginxError:
+    async def _failed(self, how: str) -> CafsError:
         # What it said may lie in the pipe still, and the task that logs it may be waiting.
         with trio.move_on_after(1.0):
             while not self._complaint:
                 await trio.sleep(_POLL_S)
         text = f"nginx {how}: {self._complaint or 'it did not say why'}"
         if "Address already in use" in text:
-            return NginxError(
+            return AddressError(
                 text,
                 advice="see who listens there: ss -ltnp; or choose other ports: "
                 "serve.internal_port, serve.public_tls_port, serve.public_port",

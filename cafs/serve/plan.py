@@ -9,23 +9,20 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cafs import storefile
+from cafs import secrecy
 from cafs.config import Settings
 from cafs.durable import Disk
-from cafs.errors import AccessError, ConfigError, from_os_error
+from cafs.errors import ConfigError, from_os_error
 from cafs.http_options import HttpOptions
-from cafs.serve import nginx_config, nginx_program
-from cafs.serve.nginx_config import Credentials, Directory, Indexed
+from cafs.serve import nginx_config, nginx_program, rundir
+from cafs.serve.backend import Credentials, Directory, Indexed
 from cafs.serve.nginx_program import Nginx
 from cafs.serve_options import ServeOptions
 
-CONFIG: Final = "nginx.conf"
 SOCKET: Final = "http.sock"
 
 
@@ -38,16 +35,18 @@ class Plan:
     text: str
     secret_include: str | None
     module: Path | None
+    warnings: tuple[str, ...] = ()
+    """What the operator should hear of, though nginx would take it."""
 
     @property
     def config(self) -> Path:
         """Where :meth:`write` puts the configuration."""
-        return self.run_dir / CONFIG
+        return self.run_dir / rundir.CONFIG
 
     @property
     def include(self) -> Path | None:
         """Where :meth:`write` puts the secret of the links, if there is one."""
-        return None if self.secret_include is None else self.run_dir / nginx_config.SECRET_INCLUDE
+        return None if self.secret_include is None else self.run_dir / rundir.SECRET_INCLUDE
 
     def write(self) -> None:
         """Write the configuration, and the include with the secret of the links.
@@ -55,31 +54,12 @@ class Plan:
         Raises :class:`AccessError` when the directory is another user's, or what the disk says.
         """
         try:
-            # Workers under another user have to get through to their temporary files.
-            self.run_dir.mkdir(mode=0o711, exist_ok=True)
-            if self.run_dir.stat().st_uid != os.geteuid():
-                raise AccessError(
-                    f"{self.run_dir} belongs to another user",
-                    advice="remove it, or name another serve.run_dir",
-                )
+            rundir.make(self.run_dir)
             if self.include is not None and self.secret_include is not None:
                 Disk().write_file(self.include, self.secret_include.encode(), 0o600)
             Disk().write_file(self.config, self.text.encode(), 0o644)
         except OSError as error:
             raise from_os_error(error, f"write nginx's configuration in {self.run_dir}") from error
-
-    def clear(self) -> None:
-        """Remove what :meth:`write` and nginx have put there; a copy of the secret is among it."""
-        for path in (self.config, self.run_dir / nginx_config.SECRET_INCLUDE):
-            path.unlink(missing_ok=True)
-        (self.run_dir / nginx_config.PID_FILE).unlink(missing_ok=True)
-        for name in nginx_config.TEMPORARY:
-            shutil.rmtree(self.run_dir / name, ignore_errors=True)
-        try:
-            self.run_dir.rmdir()
-        except OSError:
-            # It has something else in it, or belongs where it is.
-            pass
 
 
 def make(
@@ -101,7 +81,7 @@ def make(
     module = nginx_program.index_module(nginx, settings.serve.nginx_module)
     backend = Indexed(store, http.socket or store / SOCKET, module, settings.mount.pending_file)
     credentials = _credentials(settings.serve, http)
-    where = run_dir or settings.serve.run_dir or default_run_dir(store)
+    where = run_dir or settings.serve.run_dir or rundir.default(store)
     return _plan(settings.serve, http, nginx, credentials, backend, where)
 
 
@@ -115,15 +95,6 @@ def make_classic(root: Path, settings: Settings, run_dir: Path) -> Plan:
         raise ConfigError(f"{nginx.program} was built without http_dav_module")
     credentials = _credentials(settings.serve, settings.http)
     return _plan(settings.serve, settings.http, nginx, credentials, Directory(root), run_dir)
-
-
-def default_run_dir(store: Path) -> Path:
-    """Where nginx's files lie when the settings do not say: it must outlive a read-only disk."""
-    name = f"cafs-{storefile.read(store).id.hex()[:12]}"
-    if os.geteuid() == 0 and Path("/run").is_dir():
-        return Path("/run", name)
-    own = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(own, name) if own else Path(tempfile.gettempdir(), f"{name}-{os.geteuid()}")
 
 
 def _plan(
@@ -144,7 +115,7 @@ def _plan(
     if credentials.secret is not None:
         include = nginx_config.secret_include(read_secret(credentials.secret))
     module = backend.module if isinstance(backend, Indexed) else None
-    return Plan(nginx, run_dir, text, include, module)
+    return Plan(nginx, run_dir, text, include, module, tuple(secrecy.exposed(http, options)))
 
 
 def read_secret(path: Path) -> str:

@@ -20,10 +20,10 @@ import trio
 
 from cafs import lock
 from cafs.config import Settings
-from cafs.errors import CafsError, DaemonError, NginxError, first_foreseen
+from cafs.errors import CafsError, ConfigError, DaemonError, NginxError, first_foreseen
 from cafs.mount import mountpoint as where
 from cafs.mount.unmount import unmount
-from cafs.serve import nginx_process
+from cafs.serve import nginx_process, rundir
 from cafs.serve.child import how_it_ended
 from cafs.serve.mount_child import MountProcess
 from cafs.serve.nginx_process import NginxProcess
@@ -62,14 +62,26 @@ def run(service: Service, ready: Callable[[], None]) -> None:
     # A connection through nginx takes three descriptors; what may be had is inherited.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    plan = None
-    if service.plan is not None:
-        plan = service.plan()
-        nginx_process.replace(plan)
+    plan = None if service.plan is None else service.plan()
+    # Before anything in it is written: another one may be at work there.
+    claim = None if plan is None else rundir.Claim(plan.run_dir)
     try:
+        if plan is not None:
+            nginx_process.replace(plan)
         trio.run(_Supervisor(service, plan).serve, ready)
     except BaseExceptionGroup as group:
         raise first_foreseen(group) from group
+    finally:
+        if plan is not None and claim is not None:
+            _leave(plan.run_dir, claim)
+
+
+def _leave(run_dir: Path, claim: rundir.Claim) -> None:
+    try:
+        rundir.clear(run_dir)
+        claim.release()
+    except OSError as error:
+        _logger.warning("%s, with the links' secret, is left behind: %s", run_dir, error.strerror)
 
 
 class _Restarts:
@@ -132,16 +144,20 @@ class _Supervisor:
 
     async def _reload(self, why: str) -> None:
         """Settings that are wrong, or that nginx refuses, change nothing."""
-        if self.service.plan is None or self._nginx is None:
+        if self.service.plan is None or self.plan is None or self._nginx is None:
             _logger.warning("%s: there is no nginx to be reloaded", why)
             return
         try:
             plan = self.service.plan()
+            if plan.run_dir != self.plan.run_dir:
+                raise ConfigError("another serve.run_dir takes a restart")
             # nginx -t takes a while, and reads certificates.
             await trio.to_thread.run_sync(nginx_process.replace, plan)
         except CafsError as error:
             _logger.error("%s: nothing was changed: %s", why, error)
             return
+        for text in plan.warnings:
+            _logger.warning("%s", text)
         self.plan = plan
         self._nginx.reload()
         _logger.info("%s: nginx reads its configuration again", why)
@@ -203,15 +219,15 @@ class _Supervisor:
                 await self._nginx.stop()
                 await self._nginx.close()
             _logger.info("nginx has ended")
-            if self.plan is not None:
-                self.plan.clear()
         if self._mount is None:
             return
         if self._mount.child.process.poll() is not None:
             await self._mount.close()
             _clear_away(self.service)
             return
-        self._mount.child.send(signal.SIGTERM)
+        if self._mount.error is None:
+            self._mount.child.send(signal.SIGTERM)
+        # Else it is about to end: it has told why, and commits what it may have.
         status = None
         while status is None:
             with trio.move_on_after(PATIENCE_S):
@@ -221,6 +237,7 @@ class _Supervisor:
         await self._mount.close()
         if status != 0:
             _clear_away(self.service)
+        if self._mount.error is None and status != 0:
             _logger.error("the daemon %s while it stopped", how_it_ended(status))
 
 

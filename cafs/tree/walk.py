@@ -17,6 +17,8 @@ from cafs.tree import permissions
 from cafs.tree.tree import Tree
 from cafs.types import ROOT, Attr, Ino
 
+PATH_MAX = 4095
+"""Bytes of a path (limits.h): what a system call would take."""
 LINKS_MAX = 40
 """Symbolic links that may be met on the way, as in the kernel."""
 READ, WRITE, SEARCH = 4, 2, 1
@@ -89,6 +91,8 @@ def locate(tree: Tree, names: Sequence[bytes], caller: Caller, *, follow: bool) 
 
     The last name need not be there.  Raises what find() does, for all names but the last.
     """
+    if sum(map(len, names)) + len(names) > PATH_MAX:
+        raise FsError(errno.ENAMETOOLONG, "the path is too long")
     get = tree.inodes.get
     left = list(reversed(names))
     directory, attr = ROOT, get(ROOT)

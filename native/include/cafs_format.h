@@ -19,7 +19,8 @@
 #endif
 #include <xxhash.h>
 
-#define CAFS_FORMAT_VERSION 1
+/* The newest that is understood. */
+#define CAFS_FORMAT_VERSION 2
 
 /* -- databases ------------------------------------------------------------------------------- */
 
@@ -268,11 +269,17 @@ static inline bool cafs_read_inode(struct cafs_inode *inode, const void *value, 
 #define CAFS_BLOB_UNHASHED 1U
 #define CAFS_BLOB_ROWS 2U
 #define CAFS_BLOB_HOLES 4U
+#define CAFS_BLOB_AGED 8U
+#define CAFS_BLOB_INNER 16U
+#define CAFS_BLOB_LEFT 32U
+#define CAFS_BLOB_MATED (CAFS_BLOB_AGED | CAFS_BLOB_INNER)
+#define CAFS_BLOB_MATE 8
 
 struct cafs_blob {
     uint64_t size;
     uint32_t refs;
     uint32_t flags;
+    uint64_t mate;         /* with one of CAFS_BLOB_MATED: the other blob; else 0 */
     const uint8_t *sha256; /* 32 bytes */
     const uint8_t *sha1;   /* 20 bytes */
     const uint8_t *recipe; /* one row; nothing with CAFS_BLOB_ROWS */
@@ -289,8 +296,16 @@ static inline bool cafs_read_blob(struct cafs_blob *blob, const void *value, siz
     blob->flags = cafs_le32(at + 12);
     blob->sha256 = at + 16;
     blob->sha1 = at + 48;
-    blob->recipe = at + CAFS_BLOB_HEADER;
-    blob->recipe_length = length - CAFS_BLOB_HEADER;
+    blob->mate = 0;
+    size_t header = CAFS_BLOB_HEADER;
+    if (blob->flags & CAFS_BLOB_MATED) {
+        header += CAFS_BLOB_MATE;
+        if (length < header)
+            return false;
+        blob->mate = cafs_le64(at + CAFS_BLOB_HEADER);
+    }
+    blob->recipe = at + header;
+    blob->recipe_length = length - header;
     return true;
 }
 
@@ -374,6 +389,9 @@ static inline bool cafs_read_generation(uint64_t *generation, const void *value,
 #define CAFS_PART_CHUNK 1
 #define CAFS_PART_LITERAL 2
 #define CAFS_PART_HOLE 3
+#define CAFS_PART_MADE 4
+#define CAFS_PART_SLICE 5
+#define CAFS_MADE_MAX 1048576
 #define CAFS_ROW_PACKED 255
 #define CAFS_ROW_PACKED_HEADER 5
 #define CAFS_ROW_UNFOLDED_MAX 65536
@@ -381,9 +399,37 @@ static inline bool cafs_read_generation(uint64_t *generation, const void *value,
 struct cafs_part {
     uint8_t kind;
     uint64_t length;     /* bytes of the blob, above 0 */
-    uint64_t chunk;      /* CAFS_PART_CHUNK: its number, above 0 */
-    const uint8_t *data; /* CAFS_PART_LITERAL: the bytes */
+    uint64_t chunk;      /* CAFS_PART_CHUNK, _SLICE: its number, above 0 */
+    uint32_t offset;     /* CAFS_PART_SLICE: where in the chunk it begins */
+    const uint8_t *data; /* CAFS_PART_LITERAL: the bytes; _MADE: the 36 bytes behind the length */
 };
+
+/* How the bytes of a CAFS_PART_MADE come about. */
+struct cafs_made {
+    uint64_t check; /* XXH3 of the part's bytes */
+    uint16_t engine;
+    uint16_t params;
+    uint64_t start; /* the engine's input in the inner blob */
+    uint64_t raw_length;
+    uint64_t position; /* in the engine's output */
+};
+
+static inline void cafs_read_made(struct cafs_made *made, const uint8_t data[36])
+{
+    made->check = cafs_le64(data);
+    made->engine = (uint16_t)cafs_le(data + 8, 2);
+    made->params = (uint16_t)cafs_le(data + 10, 2);
+    made->start = cafs_le64(data + 12);
+    made->raw_length = cafs_le64(data + 20);
+    made->position = cafs_le64(data + 28);
+}
+
+/* Whether *first* + *second* is an offset that a file can have. */
+static inline bool cafs_fits_a_file(uint64_t first, uint64_t second)
+{
+    const uint64_t most = (UINT64_C(1) << 63) - 1;
+    return first <= most && second <= most - first;
+}
 
 /* Whether a row has to be unfolded first; then to how many bytes, and where its zstd frame lies. */
 static inline bool cafs_row_is_packed(const uint8_t *row, size_t length)
@@ -417,6 +463,7 @@ static inline bool cafs_next_part(struct cafs_part *part, const uint8_t *row, si
         return false;
     part->kind = byte[0];
     part->chunk = 0;
+    part->offset = 0;
     part->data = NULL;
     switch (part->kind) {
     case CAFS_PART_CHUNK:
@@ -443,6 +490,28 @@ static inline bool cafs_next_part(struct cafs_part *part, const uint8_t *row, si
             return false;
         part->length = cafs_le64(byte + 1);
         if (part->length >> 63)
+            return false;
+        break;
+    case CAFS_PART_MADE:
+        used = 41;
+        if (left < used)
+            return false;
+        part->length = cafs_le32(byte + 1);
+        part->data = byte + 5;
+        struct cafs_made made;
+        cafs_read_made(&made, part->data);
+        if (part->length > CAFS_MADE_MAX || made.engine == 0 ||
+            !cafs_fits_a_file(made.start, made.raw_length) || !cafs_fits_a_file(made.position, part->length))
+            return false;
+        break;
+    case CAFS_PART_SLICE:
+        used = 15;
+        if (left < used)
+            return false;
+        part->length = cafs_le32(byte + 1);
+        part->chunk = cafs_le48(byte + 5);
+        part->offset = cafs_le32(byte + 11);
+        if (part->chunk == 0 || part->length > UINT32_MAX - part->offset)
             return false;
         break;
     default:

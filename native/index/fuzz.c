@@ -40,6 +40,8 @@ static unsigned read_row(const uint8_t *row, size_t length)
         REQUIRE(at <= length && part.length > 0);
         if (part.kind == CAFS_PART_LITERAL)
             sum += touch(part.data, (size_t)part.length);
+        if (part.kind == CAFS_PART_MADE)
+            sum += touch(part.data, 36);
     }
     return sum;
 }

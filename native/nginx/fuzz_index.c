@@ -151,7 +151,7 @@ static size_t make_row(uint8_t *row, struct bytes *choices, uint64_t *length)
 
     for (unsigned parts = take(choices) % 6; parts > 0; parts--) {
         uint64_t bytes = take(choices);
-        row[made++] = (uint8_t)(1 + take(choices) % 4 - (take(choices) == 9));
+        row[made++] = (uint8_t)(1 + take(choices) % 6 - (take(choices) == 9));
         switch (row[made - 1]) {
         case CAFS_PART_CHUNK:
             put_le(row + made, bytes, 4);
@@ -162,6 +162,18 @@ static size_t make_row(uint8_t *row, struct bytes *choices, uint64_t *length)
             put_le(row + made, bytes, 2);
             memset(row + made + 2, 'x', bytes);
             made += 2 + (size_t)bytes;
+            break;
+        case CAFS_PART_MADE:
+            memset(row + made, 0, 40);
+            put_le(row + made, bytes, 4);
+            row[made + 12] = take(choices) & 1U;
+            made += 40;
+            break;
+        case CAFS_PART_SLICE:
+            put_le(row + made, bytes, 4);
+            put_le(row + made + 4, take(choices) & 3U, 6);
+            put_le(row + made + 10, take(choices), 4);
+            made += 14;
             break;
         default:
             if (take(choices) == 1)
@@ -208,7 +220,7 @@ void fuzz_recipe(const uint8_t *data, size_t size)
     table.count = 0;
     show(&table, &view);
     make_chunks(&table, &choices);
-    const unsigned flags = take(&choices) & (take(&choices) == 2 ? 15U : 3U);
+    const unsigned flags = take(&choices) & (take(&choices) == 2 ? 63U : 3U);
     if (flags & CAFS_BLOB_ROWS) {
         for (unsigned rows = take(&choices) % 4; rows > 0; rows--) {
             cafs_recipe_key(key, 9, length);

@@ -66,6 +66,7 @@ typedef struct {
 typedef struct {
     ngx_http_cafs_loc_conf_t *conf;
     ngx_http_cafs_site_t *site;
+    uint64_t ino;
     uint64_t blob;
     uint64_t first; /* the byte that was read before the header was sent */
     struct cafs_recipe recipe;
@@ -83,6 +84,7 @@ typedef struct {
     unsigned has_recipe : 1;
     unsigned has_window : 1;
     unsigned is_posted : 1; /* a thread fills the window, or has done so */
+    unsigned is_noted : 1;  /* the daemon was told of this read */
 } ngx_http_cafs_ctx_t;
 
 extern ngx_module_t ngx_http_cafs_module;
@@ -103,7 +105,7 @@ void ngx_http_cafs_log_fault(ngx_http_request_t *r, const struct cafs_fault *fau
 
 /* ngx_http_cafs_answer.c */
 ngx_int_t ngx_http_cafs_answer(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf,
-                               const struct cafs_inode *inode, struct cafs_recipe *recipe, int has_recipe);
+                               const struct cafs_node *node, struct cafs_recipe *recipe, int has_recipe);
 
 /* ngx_http_cafs_body.c */
 ngx_int_t ngx_http_cafs_body_init(ngx_conf_t *cf);

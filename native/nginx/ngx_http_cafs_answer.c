@@ -110,9 +110,10 @@ static void ngx_http_cafs_resume(ngx_http_request_t *r)
 }
 
 static ngx_int_t ngx_http_cafs_answer_file(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf,
-                                           const struct cafs_inode *inode, struct cafs_recipe *recipe,
+                                           const struct cafs_node *node, struct cafs_recipe *recipe,
                                            int has_recipe)
 {
+    const struct cafs_inode *inode = &node->inode;
     ngx_http_cafs_ctx_t *ctx = NULL;
     ngx_int_t rc;
 
@@ -120,6 +121,7 @@ static ngx_int_t ngx_http_cafs_answer_file(ngx_http_request_t *r, ngx_http_cafs_
         ctx = ngx_http_cafs_create_ctx(r, conf, recipe);
         if (ctx == NULL)
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
+        ctx->ino = node->ino;
         ctx->blob = inode->blob;
         ctx->recipe.size = inode->size;
         ctx->has_recipe = has_recipe != 0;
@@ -149,11 +151,11 @@ static ngx_int_t ngx_http_cafs_answer_file(ngx_http_request_t *r, ngx_http_cafs_
 }
 
 ngx_int_t ngx_http_cafs_answer(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf,
-                               const struct cafs_inode *inode, struct cafs_recipe *recipe, int has_recipe)
+                               const struct cafs_node *node, struct cafs_recipe *recipe, int has_recipe)
 {
-    if (S_ISREG(inode->mode))
-        return ngx_http_cafs_answer_file(r, conf, inode, recipe, has_recipe);
-    if (!S_ISDIR(inode->mode)) {
+    if (S_ISREG(node->inode.mode))
+        return ngx_http_cafs_answer_file(r, conf, node, recipe, has_recipe);
+    if (!S_ISDIR(node->inode.mode)) {
         ngx_http_cafs_count(r, missing, 1);
         return NGX_HTTP_NOT_FOUND;
     }

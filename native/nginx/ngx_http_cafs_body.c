@@ -323,6 +323,10 @@ static ngx_int_t ngx_http_cafs_body_filter(ngx_http_request_t *r, ngx_chain_t *i
                 ngx_http_cafs_cut(r);
                 return NGX_ERROR;
             }
+            if (!ctx->is_noted) {
+                ctx->is_noted = 1;
+                cafs_store_note_read(&ctx->site->store, ctx->ino);
+            }
             turn += ngx_buf_size(out->buf);
             ngx_http_cafs_count(r, bytes, ngx_buf_size(out->buf));
             if (piece->file_pos == piece->file_last) {

@@ -172,7 +172,7 @@ ngx_int_t ngx_http_cafs_handler(ngx_http_request_t *r)
     question.recipe = wanted ? &recipe : NULL;
     rc = ngx_http_cafs_ask(r, &question);
     if (rc == NGX_OK)
-        return ngx_http_cafs_answer(r, conf, &question.node.inode, &recipe, wanted);
+        return ngx_http_cafs_answer(r, conf, &question.node, &recipe, wanted);
     cafs_recipe_free(&recipe);
     return rc == NGX_DECLINED ? ngx_http_cafs_hand_over(r, conf) : rc;
 }

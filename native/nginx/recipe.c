@@ -82,8 +82,8 @@ static enum cafs_outcome add_part(struct cafs_view *view, struct cafs_recipe *re
     return CAFS_OK;
 }
 
-/* A kind of part that this version does not know is the daemon's to judge; other bytes that are no
- * part are damage. */
+/* What takes more than reading chunks whole is the daemon's: slices, what has to be made, and kinds
+ * that this version does not know.  Other bytes that are no part are damage. */
 static bool is_foreign(const uint8_t *row, size_t length, size_t at)
 {
     return at < length && row[at] > CAFS_PART_HOLE && row[at] != CAFS_ROW_PACKED;
@@ -177,7 +177,7 @@ enum cafs_outcome cafs_recipe_read(struct cafs_view *view, uint64_t number, uint
         return outcome;
     if (!cafs_read_blob(&blob, value.data, value.length) || blob.size != size)
         return damaged(view, CAFS_BLOBS, number, "a blob's record does not fit its inode");
-    if (blob.flags & ~(CAFS_BLOB_UNHASHED | CAFS_BLOB_ROWS | CAFS_BLOB_HOLES))
+    if (blob.flags & ~(CAFS_BLOB_UNHASHED | CAFS_BLOB_ROWS | CAFS_BLOB_HOLES | CAFS_BLOB_LEFT))
         return CAFS_FOREIGN;
     if (blob.flags & CAFS_BLOB_ROWS)
         outcome = add_rows(view, recipe, number, &start);

@@ -39,8 +39,42 @@ static void forget_fd(int *fd)
     *fd = -1;
 }
 
+/* The reads file beside the pending file.  Without it, or without the right to write to it, reads
+ * are not told, and that is all. */
+static void open_reads(struct cafs_store *store)
+{
+    char path[sizeof store->pending_path + sizeof CAFS_READS_SUFFIX];
+    struct stat found;
+
+    snprintf(path, sizeof path, "%s" CAFS_READS_SUFFIX, store->pending_path);
+    const int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return;
+    if (fstat(fd, &found) == 0 && found.st_size >= CAFS_READS_HEADER) {
+        const size_t length = (size_t)found.st_size;
+        void *map = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (map != MAP_FAILED && !cafs_reads_open(&store->reads, map, length))
+            munmap(map, length);
+    }
+    close(fd);
+}
+
+static void close_reads(struct cafs_store *store)
+{
+    if (store->reads.base != NULL)
+        munmap(store->reads.base, store->reads.length);
+    store->reads.base = NULL;
+}
+
+void cafs_store_note_read(struct cafs_store *store, uint64_t ino)
+{
+    if (store->reads.base != NULL)
+        cafs_reads_note(&store->reads, ino);
+}
+
 static void close_pending(struct cafs_store *store)
 {
+    close_reads(store);
     if (store->map != NULL)
         munmap(store->map, store->map_length);
     store->map = NULL;
@@ -113,8 +147,10 @@ static bool open_pending(struct cafs_store *store)
             store->map = map;
             store->abandoned = false;
             if (cafs_pending_open(&store->pending, map, store->map_length) &&
-                cafs_pending_alive(&store->pending))
+                cafs_pending_alive(&store->pending)) {
+                open_reads(store);
                 return true;
+            }
         }
     }
     close_pending(store);

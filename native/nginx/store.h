@@ -7,6 +7,7 @@
 #ifndef CAFS_STORE_H
 #define CAFS_STORE_H
 
+#include "cafs_reads.h"
 #include "index.h"
 
 #include <time.h>
@@ -14,6 +15,7 @@
 struct cafs_store {
     struct cafs_index index;
     struct cafs_pending pending;
+    struct cafs_reads reads; /* open only while the pending file is */
     void *map; /* NULL: no pending file */
     size_t map_length;
     int pending_fd;
@@ -53,5 +55,8 @@ bool cafs_store_end(struct cafs_store *store, struct cafs_view *view);
 /* Something was pending.  True if nobody is there to commit it (then begin again: what is
  * committed is the truth), false if the daemon has to be asked. */
 bool cafs_store_is_abandoned(struct cafs_store *store);
+
+/* Tell the daemon that content of this inode was sent, if there is one and it wants to know. */
+void cafs_store_note_read(struct cafs_store *store, uint64_t ino);
 
 #endif

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cafs import storefile
+from cafs.index.pending import default_path
 from cafs.lock import wait_until_free
 from tests.crash.writers import Manifest, Writers
 from tests.fault.smalldisk import wait_until
@@ -116,6 +118,31 @@ def test_a_start_waits_for_the_last_commit_of_a_killed_daemon(mount: Mount) -> N
     starting.join()
     assert mount.is_mounted()
     os.close(holds)
+
+
+def test_what_a_killed_daemon_left_outside_goes_with_its_mount(mount: Mount) -> None:
+    pending = default_path(storefile.read(mount.store).id)
+    mount.kill(detach=False)
+    assert pending.exists()
+    assert wait_until_free(mount.store, 30)
+    told = mount.run("umount", str(mount.root))
+    assert "which a dead daemon" in told
+    assert not list(pending.parent.glob(pending.name + "*"))
+    assert not mount.is_mounted()
+
+
+def test_a_pending_file_in_the_usual_place_goes_when_another_is_named(
+    mount: Mount, tmp_path: Path
+) -> None:
+    usual = default_path(storefile.read(mount.store).id)
+    mount.kill()
+    assert usual.exists()
+    settings = tmp_path / "cafs.toml"
+    settings.write_text(f'[mount]\npending_file = "{tmp_path}/pending"\n')
+    mount.configure(settings)
+    mount.start()
+    assert not usual.exists()
+    assert (tmp_path / "pending").exists()
 
 
 def test_what_lies_beyond_the_last_commit_is_taken_back(mount: Mount) -> None:

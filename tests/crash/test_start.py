@@ -66,7 +66,7 @@ async def files_count(store: Store) -> int:
 
 def test_start_after_a_crash_costs_what_an_empty_store_costs(tmp_path: Path) -> None:
     crashed_store(tmp_path / "small", 1)
-    crashed_store(tmp_path / "large", 20_000)
+    crashed_store(tmp_path / "large", 10_000)
     small, large = open_seconds(tmp_path / "small"), open_seconds(tmp_path / "large")
     # The index's pages are looked at for a bounded time, and nothing else grows.
     assert large < small + AUDIT_BUDGET_S + 0.2, f"{large:.3f} s, and {small:.3f} s for one file"

@@ -71,7 +71,10 @@ class Writers:
     """One thread for each way to be told that something is on disk."""
 
     def __init__(self, root: Path, manifest: Manifest, seed: int) -> None:
-        self._root = root
+        # Through a descriptor of the mount: once it is gone, its path would lead to the directory
+        # below, and that disk acknowledges, too.
+        self._directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        self._root = Path(f"/proc/self/fd/{self._directory}")
         self._manifest = manifest
         self._stop = threading.Event()
         self.errors: list[OSError] = []
@@ -103,6 +106,7 @@ class Writers:
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive(), "a writer hangs"
+        os.close(self._directory)
 
     def _data(self, choice: random.Random) -> bytes:
         size = choice.choice([0, 10, 3000, 60_000, 400_000])

@@ -27,17 +27,6 @@ from tests.unit.damaged_index import break_leaf, break_root, flip
 FILES = 200
 
 
-@pytest.fixture
-def mount() -> Iterator[Mount]:
-    if not os.path.exists("/dev/fuse"):
-        pytest.skip("there is no /dev/fuse here")
-    mount = Mount()
-    try:
-        yield mount
-    finally:
-        mount.close()
-
-
 def _noise(seed: object, length: int) -> bytes:
     return random.Random(str(seed)).randbytes(length)
 
@@ -53,17 +42,33 @@ def _expected() -> dict[str, bytes]:
     return content
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with files in it, of which each test damages a copy."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse here")
+    mount = Mount()
+    try:
+        mount.start()
+        for name, data in _expected().items():
+            path = mount.root / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        control.call(mount.store, "copy_index")
+        mount.unmount()
+        return mount.store.rename(tmp_path_factory.mktemp("damage") / "store")
+    finally:
+        mount.close()
+
+
 @pytest.fixture
-def filled(mount: Mount) -> Mount:
+def filled(template: Path) -> Iterator[Mount]:
     """A mount with files in it, unmounted."""
-    mount.start()
-    for name, data in _expected().items():
-        path = mount.root / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
-    control.call(mount.store, "copy_index")
-    mount.unmount()
-    return mount
+    mount = Mount(store=template)
+    try:
+        yield mount
+    finally:
+        mount.close()
 
 
 def _look(mount: Mount) -> tuple[set[str], set[str]]:

@@ -31,8 +31,9 @@ class DaemonAlone:
         base = self.mount.base
         self.certificate: Certificate | None = make_certificate(base) if tls else None
         users, secret = base / "users", base / "secret"
-        users.write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n")
-        secret.write_text(f"{SECRET}\n")
+        for path, text in ((users, f"{USER}:{{PLAIN}}{PASSWORD}\n"), (secret, f"{SECRET}\n")):
+            path.touch(0o600)
+            path.write_text(text)
         self.access_log = base / "access.log"
         (port,) = free_ports(1)
         authority = self.certificate.certificate if self.certificate else None
@@ -76,10 +77,12 @@ class DaemonAlone:
 
     def through_socket(self) -> Connection:
         """A connection as nginx makes it."""
-        return Connection(_UnixEndpoint(self.mount.store / "http.sock"))
+        return Connection(UnixEndpoint(self.mount.store / "http.sock"))
 
 
-class _UnixEndpoint(Endpoint):
+class UnixEndpoint(Endpoint):
+    """Where a daemon listens for nginx."""
+
     def __init__(self, path: Path) -> None:
         super().__init__("blobstore.service.cf.internal", 4443)
         object.__setattr__(self, "path", path)

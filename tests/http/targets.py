@@ -21,9 +21,11 @@ from tests.fault.smalldisk import wait_until
 from tests.http import stocknginx
 from tests.http.nginx import module_path
 from tests.http.stocknginx import PASSWORD, USER, Nginx, Ports, worker_user
-from tests.http.wire import Connection, basic, http_date
+from tests.http.wire import TIMEOUT_S, Connection, basic, http_date
 from tests.mount.mounted import Mount, filesystem_type, public_directory
 
+PATIENCE_S: Final = 600.0
+"""For an answer to what nginx does in one go, however large it is, on a machine with other work."""
 OPTIONS: Final = ("--commit-interval", "200ms", "--grace", "1s")
 """Of the daemons: what takes a while by default is not to slow the tests down."""
 
@@ -56,11 +58,12 @@ class Target:
         answer: int = json.loads(mount.run("status", str(mount.store), "--json"))["stored_bytes"]
         return answer
 
-    def admin(self, **headers: str) -> Connection:
+    def admin(self, *, timeout_s: float = TIMEOUT_S, **headers: str) -> Connection:
         """A connection to the internal server with the right to write."""
         return Connection(
             self.ports.internal,
             {"Authorization": basic(USER, PASSWORD), "Accept": "*/*", **headers},
+            timeout=timeout_s,
         )
 
     def internal(self) -> Connection:
@@ -223,12 +226,14 @@ class _Configured(_Mounted):
         self.ports = self._ports()
         secret = self.base / "secret"
         secret.write_text(f"{stocknginx.SECRET}\n")
-        secret.chmod(0o600)
+        users = stocknginx.write_users(self.base)
+        for path in (users, secret):
+            path.chmod(0o600)
         sections: dict[str, dict[str, str | int]] = {
             "http": {
                 "certificate": str(self.certificate.certificate),
                 "certificate_key": str(self.certificate.key),
-                "users_file": str(stocknginx.write_users(self.base)),
+                "users_file": str(users),
                 "secret_file": str(secret),
                 **self._http(),
             },
@@ -349,6 +354,11 @@ class Area:
         self.http = target.admin()
         self.directory = target.root / name
         """The directory as the file system shows it."""
+
+    def be_patient(self) -> None:
+        """Wait for answers as long as it takes to do something large."""
+        self.http.close()
+        self.http = self.target.admin(timeout_s=PATIENCE_S)
 
     def url(self, key: str = "ab/cd/abcd-1") -> str:
         """The path of *key* on the internal server."""

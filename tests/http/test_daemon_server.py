@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from http.client import IncompleteRead
 import pytest
 
 from tests.fault.smalldisk import wait_until
-from tests.http.daemon import KEY, DaemonAlone, daemon_alone
+from tests.http.daemon import KEY, LOGIN, DaemonAlone, daemon_alone
 from tests.http.links import md5_link
 from tests.http.stocknginx import SECRET, make_certificate
 from tests.http.wire import Connection
@@ -209,6 +210,64 @@ def test_where_a_request_ends_is_clear_or_it_is_refused(
         answer = b"".join(iter(lambda: raw.recv(1000), b""))
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1") == 1
+    assert answer.partition(b"\r\n\r\n")[2].startswith(b"400: ")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "line"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, b"this is not HTTP"),
+        (b"GET /\r\n\r\n", 400, b"this is not HTTP"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nbad name: 1\r\n\r\n", 400, b"this is not HTTP"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: \x1b]0;x\x07\r\n\r\n", 400, b"this is not HTTP"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, b"this is not HTTP"),
+        (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 505, b""),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + 20_000 * b"a", 431, b"longer than 16384 bytes"),
+        (b"GET /" + 20_000 * b"a", 431, b"longer than 16384 bytes"),
+        (b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, b"this is not HTTP"),
+    ],
+)
+def test_what_is_no_http_is_answered_in_a_line(
+    plain: DaemonAlone, request_: bytes, status: int, line: bytes
+) -> None:
+    with plain.endpoint.connect() as raw:
+        raw.sendall(request_)
+        answer = b"".join(iter(lambda: raw.recv(1000), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"Content-Length: %d\r\n" % len(body) in head
+    assert body.startswith(b"%d: " % status) and line in body
+    assert body.count(b"\n") == 1 and body.endswith(b"\n")
+    assert body[:-1].isascii() and body[:-1].decode().isprintable()
+
+
+def test_a_body_of_tiny_chunks_holds_nobody_up(plain: DaemonAlone, http: Connection) -> None:
+    """A chunk of one byte costs as much as one of a megabyte, and all of them are there at once."""
+    login = "".join(f"{name}: {value}\r\n" for name, value in LOGIN.items())
+    head = f"PUT {KEY}-tiny HTTP/1.1\r\nHost: x\r\n{login}Transfer-Encoding: chunked\r\n\r\n"
+    with plain.endpoint.connect() as raw:
+        raw.settimeout(60)
+        sender = threading.Thread(
+            target=raw.sendall, args=(head.encode() + b"1\r\nx\r\n" * 80_000 + b"0\r\n\r\n",)
+        )
+        sender.start()
+        others = 0
+        while not select.select([raw], [], [], 0)[0]:
+            assert http.request("HEAD", "/healthz").status == 200
+            others += 1
+        sender.join()
+        assert raw.recv(1000).startswith(b"HTTP/1.1 201 ")
+    # In one go each half a megabyte of them took two seconds: nobody else was answered.
+    assert others > 50
+    assert http.request("HEAD", f"{KEY}-tiny")["Content-Length"] == "80000"
+
+
+def test_methods_are_written_in_capitals(plain: DaemonAlone, http: Connection) -> None:
+    assert http.request("PUT", KEY, b"x").status in (201, 204)
+    with plain.endpoint.connect() as raw:
+        raw.sendall(f"head {KEY} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: raw.recv(1000), b""))
+    assert answer.startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 405 "))
 
 
 def test_nobody_is_talked_into_another_protocol(plain: DaemonAlone) -> None:
@@ -405,7 +464,10 @@ def test_sigterm_ends_all() -> None:
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ('listen = "127.0.0.1:{port}"', "http.listen = 127.0.0.1:{port}: Address already in use"),
+        (
+            'listen = "127.0.0.1:{port}"',
+            "{port} (http.listen): Address already in use",
+        ),
         ('listen = "127.0.0.1:0"\ncertificate = "/nonexistent"', "http.certificate"),
     ],
 )

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fault.smalldisk import MIB, SmallDisk, wait_until
+from tests.fault.smalldisk import MIB, SmallDisk, SmallDiskMount, need_loop_devices, wait_until
+from tests.http.daemon import UnixEndpoint
 from tests.http.faults import FRONTS_STOCK_AT_NIGHT, area_of, mounted, on_small_disk
 from tests.http.targets import OURS, Area, Target
-from tests.http.wire import Reply
+from tests.http.wire import Connection, Reply
 from tests.model.audit import audit
 
 pytestmark = pytest.mark.timeout(240)
@@ -75,6 +76,40 @@ def test_case_035_a_put_that_does_not_fit(ill: Ill) -> None:
         wait_until("writes work again", lambda: put_status(area, "new/key", b"new") == 201)
         assert area.http.request("GET", area.url("new/key")).body == b"new"
         area.http.request("DELETE", area.url(""))
+
+
+def test_a_put_larger_than_the_disk_gives_its_room_back_at_once() -> None:
+    """However long the grace is: nobody can be reading what never had a name."""
+    need_loop_devices()
+    disk = SmallDisk(64 * MIB)
+    try:
+        mount = SmallDiskMount(
+            disk, "--commit-interval", "200ms", "--grace", "1h", init=("--pack-size", "4MiB")
+        )
+        mount.announce(FULL_LOG)
+        try:
+            mount.start()
+            socket = mount.store / "http.sock"
+            wait_until("it listens", socket.exists)
+            with Connection(UnixEndpoint(socket)) as http:
+                old = os.urandom(MIB)
+                assert http.request("PUT", "/admin/kept", old).status == 201
+                mount.run("sweep", str(mount.store))
+                free = disk.free
+                reply = http.request("PUT", "/admin/large", os.urandom(70 * MIB))
+                assert reply.status == 507
+                assert disk.free < free // 2
+                # The pack that "kept" lies in is left to compaction.
+                wait_until("the room is back", lambda: disk.free > free - 6 * MIB, 20)
+                assert http.request("PUT", "/admin/large", os.urandom(20 * MIB)).status == 201
+                assert http.request("GET", "/admin/kept").body == old
+            mount.unmount()
+            assert not audit(mount.store)
+            assert not mount.unexpected_log_lines()
+        finally:
+            mount.close()
+    finally:
+        disk.close()
 
 
 def put_status(area: Area, key: str, data: bytes) -> int:

@@ -9,6 +9,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -303,30 +304,50 @@ def test_unmounting_ends_it(served: Served, run_cafs: RunCafs) -> None:
     assert not _mentioning(str(served.base))
 
 
-def test_children_end_with_a_parent_that_is_killed(served: Served) -> None:
+def test_children_end_with_a_parent_that_is_killed(served: Served, run_cafs: RunCafs) -> None:
     served.start()
     assert served.process is not None
     served.process.send_signal(signal.SIGKILL)
     served.process.wait(PATIENCE_S)
     await_(lambda: not _mentioning(str(served.base)), lambda: str(_mentioning(str(served.base))))
     await_(lambda: mount_at(served.mountpoint) is None, lambda: "still mounted")
+    # The next start of the same store, whatever it is, takes the copy of the secret away.
+    assert (served.base / "run" / "link-secret.conf").exists()
+    config = ("--config", served.settings)
+    done = run_cafs("mount", served.store, served.mountpoint, "--daemon", *config)
+    assert done.returncode == 0, done.stderr
+    assert run_cafs("umount", served.mountpoint).returncode == 0
+    assert not (served.base / "run").exists()
 
 
 def test_a_port_that_is_taken_is_told_and_leaves_nothing(served: Served) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", served.ports[1]))
         taken.listen()
         process = served.launch()
-        assert process.wait(PATIENCE_S) == 14
+        assert process.wait(PATIENCE_S) == 15
     assert process.stdout is not None
     told = json.loads(process.stdout.read())
-    assert told["error"] == "NginxError"
+    assert told["error"] == "AddressError"
     assert f":{served.ports[1]} failed" in told["message"], "which port it is"
     assert "serve.public_port" in told["advice"]
     assert "Address already in use" in served.log.read_text()
+    assert mount_at(served.mountpoint) is None
+    assert not (served.base / "run").exists()
+
+
+def test_a_port_that_is_taken_is_told_by_the_daemon(served: Served) -> None:
+    with socket.create_server(("127.0.0.1", served.ports[0])):
+        process = served.launch("--no-nginx")
+        assert process.wait(PATIENCE_S) == 15
+    assert process.stdout is not None
+    told = json.loads(process.stdout.read())
+    assert told["error"] == "AddressError"
+    assert f"127.0.0.1:{served.ports[0]}" in told["message"]
+    assert f"ss -ltnp 'sport = :{served.ports[0]}'" in told["advice"]
+    # It ended by itself, and nobody speaks of a signal.
+    assert "SIGTERM" not in served.log.read_text()
     assert mount_at(served.mountpoint) is None
 
 
@@ -402,6 +423,16 @@ def test_the_printed_configuration_passes_nginx(
     printed = run_cafs("nginx-config", served.store, "--config", served.settings)
     assert printed.returncode == 0
     assert "--write makes it" in printed.stderr
+    assert "warning" not in printed.stderr
+    # Everybody may enter the directory, too.
+    for each in (served.base, served.store, http.secret_file.parent):
+        each.chmod(0o755)
+    http.secret_file.chmod(0o644)
+    printed = run_cafs("nginx-config", served.store, "--config", served.settings)
+    assert (
+        f"every user of this machine can read it; keep them out with: chmod o-rwx "
+        f"{http.secret_file}" in printed.stderr
+    )
 
 
 def test_the_lines_of_the_readme_work_as_pasted(served: Served, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import email.utils
 import http.client
+import random
 import select
 import socket
 import ssl
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 TIMEOUT_S = 30.0
+_PORTS = range(10_000, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]))
 Body = bytes | Iterable[bytes]
 _CLOSED_WHILE_IDLE = (
     http.client.RemoteDisconnected,
@@ -253,12 +255,24 @@ def wait_for_port(endpoint: Endpoint, alive: int, timeout_s: float = 20.0) -> No
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports that nobody listens on now, and that the kernel gives to no connection of anybody.
+
+    Chosen at random, because other workers choose at the same time, and a port is free until
+    whatever it was chosen for listens on it.
+    """
+    found: list[int] = []
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            port = random.SystemRandom().randrange(_PORTS.start, _PORTS.stop)
+            each = socket.socket()
+            sockets.append(each)
+            try:
+                each.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+        return found
     finally:
         for each in sockets:
             each.close()

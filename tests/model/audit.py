@@ -87,6 +87,19 @@ class _Audit:
         refs = Counter(
             attr.blob for attr in self.inodes.values() if stat.S_ISREG(attr.mode) and attr.blob
         )
+        mates = {
+            layout.from_u48(key): (record.flags & layout.BLOB_MATED, record.mate)
+            for key, value in self._records(layout.BLOBS)
+            if (record := layout.unpack_blob(value)).flags & layout.BLOB_MATED
+        }
+        files = set(refs)
+        for number, (kind, mate) in mates.items():
+            if kind == layout.BLOB_AGED:
+                refs[mate] += 1
+                self._expect(
+                    mates.get(mate) == (layout.BLOB_INNER, number),
+                    f"blob {number} is aged, and its inner blob {mate} does not say so",
+                )
         dead = {key for key, _ in self._records(layout.DEAD)}
         unhashed = {layout.from_u48(key) for key, _ in self._records(layout.UNHASHED)}
         by_digest = {
@@ -107,15 +120,18 @@ class _Audit:
             is_dead = layout.dead_key(b"b", number) in dead
             self._expect((record.refs == 0) == is_dead, f"blob {number} waits for the sweep or not")
             is_unhashed = bool(record.flags & layout.BLOB_UNHASHED)
+            is_inner = bool(record.flags & layout.BLOB_INNER)
+            self._expect(not (is_inner and number in files), f"a file has inner blob {number}")
             if record.refs:
                 self._expect(is_unhashed == (number in unhashed), f"blob {number}: unhashed or not")
-                used += record.size
+                used += 0 if is_inner else record.size
             for database, digest in (
                 (layout.BLOB_SHA256, record.sha256),
                 (layout.BLOB_SHA1, record.sha1),
             ):
                 found = layout.digest_key(digest, number) in by_digest[database]
-                self._expect(found != is_unhashed, f"blob {number}: its digest is listed or not")
+                listed = not (is_unhashed or is_inner)
+                self._expect(found == listed, f"blob {number}: its digest is listed or not")
                 by_digest[database].discard(layout.digest_key(digest, number))
             if record.flags & layout.BLOB_ROWS:
                 rows.add(number)
@@ -125,6 +141,8 @@ class _Audit:
             for start, part in parts:
                 if record.refs:
                     self._expect(start == position, f"blob {number}: a gap at {position}")
+                    aged = bool(record.flags & layout.BLOB_AGED)
+                    self._expect(part.kind != recipe.MADE or aged, f"blob {number} is not aged")
                 position = start + part.length
             if record.refs:
                 self._expect(position == record.size, f"blob {number} ends at {position}")
@@ -135,10 +153,8 @@ class _Audit:
         self._expect(unhashed <= numbers, f"unhashed, but not there: {unhashed - numbers}")
         for number, count in refs.items():
             self._expect(number in numbers, f"{count} inodes have blob {number}, not there")
-        self._expect(counters.blobs == len(refs), f"blobs: {counters.blobs}, {len(refs)}")
-        self._expect(
-            counters.unique_bytes == used, f"unique bytes: {counters.unique_bytes}, {used}"
-        )
+        self._expect(counters.blobs == len(files), f"blobs: {counters.blobs}, {len(files)}")
+        self._expect(counters.blob_bytes == used, f"blob bytes: {counters.blob_bytes}, {used}")
 
     def _chunks(self) -> None:
         counters = self._view.counters

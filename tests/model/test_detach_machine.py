@@ -7,36 +7,22 @@ every count is right at every commit.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import TypeVar
-
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     rule,
-    run_state_machine_as_test,
 )
 
 from cafs.copying import copy_directory, copy_file, discard
-from cafs.newstore import create
-from cafs.operate.check import Check
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
 from cafs.types import ROOT, Ino
-from cafs.view import View
-from tests.model.audit import audit
-from tests.model.storethread import StoreThread
-from tests.model.test_draft import PATTERNS, SMALL
+from tests.model.machine import StoreMachineBase, run_machine
+from tests.model.test_draft import PATTERNS
 from tests.unit.small_store import write
 
-T = TypeVar("T")
 Path_ = tuple[bytes, ...]
 Tree = dict[Path_, bytes | None]
 
@@ -49,24 +35,13 @@ def below(tree: Tree, path: Path_) -> list[Path_]:
     return [each for each in tree if each[: len(path)] == path]
 
 
-class DetachMachine(RuleBasedStateMachine):
+class DetachMachine(StoreMachineBase):
     """See the module's text."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._base = Path(tempfile.mkdtemp(prefix="cafs-machine-"))
-        self._path = self._base / "store"
-        create(self._path, SMALL)
-        self._thread = StoreThread(self._path)
         self.now: Tree = {}
         self.committed: Tree = {}
-
-    def teardown(self) -> None:
-        self._thread.close()
-        shutil.rmtree(self._base)
-
-    def _run(self, work: Callable[[Store], Awaitable[T]]) -> T:
-        return self._thread.run(work)
 
     @staticmethod
     def _find(store: Store, path: Path_) -> Ino:
@@ -227,13 +202,6 @@ class DetachMachine(RuleBasedStateMachine):
         if not self.now:
             assert (inodes, chunks) == (1, 0)
 
-    def _open_again(self) -> None:
-        faults = audit(self._path)
-        assert not faults, faults
-        with View(self._path) as view:
-            assert not list(Check(view).findings())
-        self._thread = StoreThread(self._path)
-
     # -- looking
 
     @invariant()
@@ -256,21 +224,11 @@ class DetachMachine(RuleBasedStateMachine):
         assert self._run(walk) == self.now
 
 
-_settings = settings(
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
-
 def test_removed_trees_leave_nothing_and_nothing_else_goes() -> None:
-    run_state_machine_as_test(
-        DetachMachine, settings=settings(_settings, max_examples=15, stateful_step_count=30)
-    )
+    run_machine(DetachMachine, examples=15, steps=30)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_removed_trees_leave_nothing_and_nothing_else_goes_at_length() -> None:
-    run_state_machine_as_test(
-        DetachMachine, settings=settings(_settings, max_examples=200, stateful_step_count=60)
-    )
+    run_machine(DetachMachine, examples=200, steps=60)

@@ -8,39 +8,26 @@ a commit may have held (none here: commits happen only when the machine asks for
 from __future__ import annotations
 
 import copy
-import shutil
 import stat
-import tempfile
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from cafs.errors import FsError
-from cafs.newstore import create
-from cafs.operate.check import Check
 from cafs.operate.compact import Compactor
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
-from cafs.types import ROOT, Ino
-from cafs.view import View
-from tests.model.audit import audit
-from tests.model.storethread import StoreThread
-from tests.model.test_draft import PATTERNS, SIZE_MAX, SMALL
-
-T = TypeVar("T")
+from cafs.types import ROOT, BlobNo, Ino
+from tests.model.machine import StoreMachineBase, run_machine
+from tests.model.test_draft import PATTERNS, SIZE_MAX
+from tests.unit import aged_store
 
 NAMES = [b"a", b"b", b"c", b"d", b"e"]
 names = st.sampled_from(NAMES)
@@ -65,25 +52,28 @@ async def lookup(store: Store, name: bytes) -> Ino | None:
     return store.tree.lookup(ROOT, name)
 
 
-class StoreMachine(RuleBasedStateMachine):
+class StoreMachine(StoreMachineBase):
     """See the module's text."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._base = Path(tempfile.mkdtemp(prefix="cafs-machine-"))
-        self._path = self._base / "store"
-        create(self._path, SMALL)
-        self._thread = StoreThread(self._path)
         self.now = Model()
         self.committed = Model()
         self._count = 0
+        self._aged: dict[BlobNo, bytes] = {}
+        """Content of blobs that were taken apart: nothing here could make it again."""
+        self._run(self._rebuild_from_memory)
 
-    def teardown(self) -> None:
-        self._thread.close()
-        shutil.rmtree(self._base)
+    async def _rebuild_from_memory(self, store: Store) -> None:
+        async def read(number: BlobNo, start: int, end: int) -> bytes:
+            return self._aged[number][start:end]
 
-    def _run(self, work: Callable[[Store], Awaitable[T]]) -> T:
-        return self._thread.run(work)
+        async def thaw(number: BlobNo) -> None:
+            parts = await aged_store.stored(store, self._aged[number])
+            assert store.blobs.aged.thaw(number, parts)
+
+        store.reader.aged = read
+        store.contents.thaw = thaw
 
     # -- changing
 
@@ -188,6 +178,30 @@ class StoreMachine(RuleBasedStateMachine):
         self._run(unlink)
         del self.now.names[name]
 
+    @precondition(lambda self: self.now.names)
+    @rule(which=st.integers(0))
+    def age(self, which: int) -> None:
+        """Take a file's content apart, if it is whole and nobody writes to it."""
+        name = sorted(self.now.names)[which % len(self.now.names)]
+
+        async def age(store: Store) -> None:
+            ino = store.tree.lookup(ROOT, name)
+            assert ino is not None
+            await store.contents.settle_unfinished()
+            await store.contents.settle_all()
+            await store.hasher.once()
+            number = store.tree.inodes.get(ino).blob
+            if not number or store.contents.writes_on(number):
+                return
+            if not store.blobs.aged.may_swap(number) or store.blobs.hole_bytes(number):
+                return
+            data = bytes(await store.reader.read(number, 0, SIZE_MAX + 1))
+            # Two seeds: inner blobs that have chunks in common.
+            await aged_store.age(store, number, data, number % 2)
+            self._aged[number] = data
+
+        self._run(age)
+
     # -- keeping
 
     @rule()
@@ -242,11 +256,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.crash()
 
     def _open_again(self) -> None:
-        faults = audit(self._path)
-        assert not faults, faults
-        with View(self._path) as view:
-            assert not list(Check(view).findings())
-        self._thread = StoreThread(self._path)
+        super()._open_again()
+        self._run(self._rebuild_from_memory)
         self._compare()
 
     # -- looking
@@ -280,21 +291,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert found == {name: self.now.content[n] for name, n in self.now.names.items()}
 
 
-_settings = settings(
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
-
 def test_a_store_does_what_the_model_says() -> None:
-    run_state_machine_as_test(
-        StoreMachine, settings=settings(_settings, max_examples=15, stateful_step_count=30)
-    )
+    run_machine(StoreMachine, examples=15, steps=30)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_store_does_what_the_model_says_at_length() -> None:
-    run_state_machine_as_test(
-        StoreMachine, settings=settings(_settings, max_examples=150, stateful_step_count=50)
-    )
+    run_machine(StoreMachine, examples=150, steps=50)

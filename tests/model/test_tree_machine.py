@@ -18,7 +18,14 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.mount.mounted import Mount, filesystem_type, public_directory
 from tests.mount.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
@@ -325,9 +332,8 @@ def _walk(root: Path) -> Iterator[tuple[str, object]]:
             )
 
 
-@pytest.mark.timeout(600)
-def test_the_mount_behaves_as_a_plain_directory() -> None:
-    """About thirty seconds; more examples find more."""
+def compare(examples: int) -> None:
+    """Run so many examples in one mount and one directory."""
     global _sides
     if not os.path.exists("/dev/fuse"):
         pytest.skip("there is no /dev/fuse here")
@@ -338,14 +344,16 @@ def test_the_mount_behaves_as_a_plain_directory() -> None:
             pytest.skip("the temporary directory is no control")
         mount.start()
         _sides = Sides(mount, control)
-        TreeMachine.TestCase.settings = settings(
-            max_examples=int(os.environ.get("CAFS_MODEL_EXAMPLES", "25")),
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
+        run_state_machine_as_test(
+            TreeMachine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=40,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                print_blob=True,
+            ),
         )
-        TreeMachine.TestCase().runTest()
         mount.unmount()
         mount.run("check", str(mount.store))
         stray = mount.unexpected_log_lines()
@@ -354,3 +362,15 @@ def test_the_mount_behaves_as_a_plain_directory() -> None:
         mount.close()
         shutil.rmtree(control, ignore_errors=True)
     assert not stray, "\n".join(stray)
+
+
+@pytest.mark.timeout(600)
+def test_the_mount_behaves_as_a_plain_directory() -> None:
+    """About ten seconds; more examples find more, and each run tries others."""
+    compare(10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_mount_behaves_as_a_plain_directory_at_length() -> None:
+    compare(250)

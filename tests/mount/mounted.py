@@ -19,12 +19,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from cafs import storefile
+from cafs.config import StoreParams
+from cafs.index.pending import default_path
+from cafs.newstore import create
+
 ROOT = Path(__file__).parents[2]
 """Of this repository."""
 COMMAND = (sys.executable, "-m", "cafs.cli.main")
 MOUNT_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
-BUSY_TIMEOUT_S = 5.0
+BUSY_TIMEOUT_S = 20.0
 _SUSPICIOUS = re.compile(
     rb"^\S+ (warning|error|critical)\b|Traceback|never retrieved|^cafs: ", re.M
 )
@@ -32,11 +37,15 @@ _MS_REMOUNT = 32
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
+made_directories: list[Path] = []
+"""Every directory that :func:`public_directory` made in this process."""
+
 
 def public_directory() -> Path:
     """A new temporary directory that other users may enter, unlike pytest's own."""
     path = Path(tempfile.mkdtemp(prefix="cafs-mount-"))
     path.chmod(0o755)
+    made_directories.append(path)
     return path
 
 
@@ -54,8 +63,11 @@ def filesystem_type(path: Path) -> str:
 class Mount:
     """A store, a mountpoint and the daemon between them."""
 
-    def __init__(self, *options: str) -> None:
-        """Make the directories and the store; *options* go to every ``cafs mount``."""
+    def __init__(self, *options: str, store: Path | None = None) -> None:
+        """Make the directories and the store; *options* go to every ``cafs mount``.
+
+        Where there is a *store* that is not mounted, the new one is a copy of it.
+        """
         self.base = public_directory()
         self.store = self.base / "store"
         self.root = self.base / "mnt"
@@ -66,7 +78,10 @@ class Mount:
         self._announced: list[re.Pattern[bytes]] = []
         self.root.mkdir()
         try:
-            self.run("init", str(self.store))
+            if store is not None:
+                shutil.copytree(store, self.store)
+            else:
+                create(self.store, StoreParams())
         except BaseException:
             shutil.rmtree(self.base, ignore_errors=True)
             raise
@@ -186,13 +201,14 @@ class Mount:
         self._process = None
         assert code == 0, f"the daemon ended with {code}: {self.log.read_text(errors='replace')}"
 
-    def kill(self) -> None:
-        """SIGKILL the daemon and take its dead mount away."""
+    def kill(self, *, detach: bool = True) -> None:
+        """SIGKILL the daemon and take its dead mount away, unless that is left to others."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(STOP_TIMEOUT_S)
         self._process = None
-        self._detach()
+        if detach:
+            self._detach()
 
     def restart(self) -> None:
         """Unmount cleanly and mount again."""
@@ -216,6 +232,10 @@ class Mount:
                 self._process.wait(STOP_TIMEOUT_S)
                 self._process = None
             self._detach()
+            if storefile.is_store(self.store):
+                pending = default_path(storefile.read(self.store).id)
+                for left in pending.parent.glob(pending.name + "*"):
+                    left.unlink(missing_ok=True)
             shutil.rmtree(self.base, ignore_errors=True)
 
     def _detach(self) -> None:

@@ -19,6 +19,7 @@ CALL int probe_chunk(struct cafs_chunk *chunk, const void *value, size_t length)
 CALL int probe_pack(struct cafs_pack *pack, const void *value, size_t length);
 CALL int probe_generation(uint64_t *generation, const void *value, size_t length);
 CALL int probe_part(struct cafs_part *part, const uint8_t *row, size_t length, size_t *at);
+CALL void probe_made(const uint8_t *data, uint64_t *fields);
 CALL int probe_packed(const uint8_t *row, size_t length, size_t *unfolded, size_t *at, size_t *frame);
 CALL int probe_pending(void *base, size_t length, unsigned kind, uint64_t number, uint64_t place,
                        uint64_t *header);
@@ -102,6 +103,19 @@ int probe_generation(uint64_t *generation, const void *value, size_t length)
 int probe_part(struct cafs_part *part, const uint8_t *row, size_t length, size_t *at)
 {
     return cafs_next_part(part, row, length, at);
+}
+
+void probe_made(const uint8_t *data, uint64_t *fields)
+{
+    struct cafs_made made;
+
+    cafs_read_made(&made, data);
+    fields[0] = made.check;
+    fields[1] = made.engine;
+    fields[2] = made.params;
+    fields[3] = made.start;
+    fields[4] = made.raw_length;
+    fields[5] = made.position;
 }
 
 int probe_packed(const uint8_t *row, size_t length, size_t *unfolded, size_t *at, size_t *frame)

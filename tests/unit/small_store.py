@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -22,6 +24,9 @@ from cafs.operate.check import Check
 from cafs.store import Store, open_store
 from cafs.types import ROOT, Attr, Ino
 from cafs.view import View
+from tests.model.audit import audit
+
+T = TypeVar("T")
 
 PARAMS = StoreParams(chunk_min=1024, chunk_avg=4096, chunk_max=8192)
 OPTIONS = MountOptions(reserve=1 << 20)
@@ -68,6 +73,18 @@ def make(path: Path) -> Path:
     return path
 
 
+def in_store(
+    path: Path, work: Callable[[Store], Awaitable[T]], options: MountOptions = OPTIONS
+) -> T:
+    """Run *work* on a store, which is opened for it."""
+
+    async def main() -> T:
+        async with open_store(path, options) as store:
+            return await work(store)
+
+    return trio.run(main)
+
+
 def change(store: Path, database: int, key: bytes, value: bytes | None) -> None:
     """Write one record behind everybody's back."""
     layer: Layer = [{} for _ in layout.DATABASES]
@@ -87,6 +104,15 @@ def findings(store: Path) -> Counter[str]:
         return Counter(finding.kind for finding in Check(view).findings())
 
 
+def assert_sound(store: Path) -> None:
+    """Fail unless every count and reference in a closed store is right, twice over."""
+    faults = audit(store)
+    assert not faults, faults
+    with View(store) as view:
+        found = list(Check(view).findings())
+    assert not found, found
+
+
 def lookup(store: Path, path: bytes) -> tuple[Ino, Attr]:
     """An inode by its path."""
     with View(store) as view:
@@ -98,4 +124,15 @@ def lookup(store: Path, path: bytes) -> tuple[Ino, Attr]:
         return ino, view.tree.inodes.get(ino)
 
 
-__all__ = ["COUNTERS_KEY", "OPTIONS", "change", "findings", "lookup", "make", "noise", "write"]
+__all__ = [
+    "COUNTERS_KEY",
+    "OPTIONS",
+    "assert_sound",
+    "change",
+    "findings",
+    "in_store",
+    "lookup",
+    "make",
+    "noise",
+    "write",
+]

@@ -97,7 +97,7 @@ def test_the_same_content_is_one_blob(served: StoreThread) -> None:
         assert parts_of(store, number) == parts
         drop(store, number)
         assert store.blobs.find(digests(b"same").sha256) == NO_BLOB
-        assert store.counters.blobs == store.counters.unique_bytes == 0
+        assert store.counters.blobs == store.counters.blob_bytes == 0
 
     served.run(play)
 
@@ -188,9 +188,9 @@ def test_splicing_is_what_a_list_says(
             ), "neighbouring holes are joined, unless they lie in different rows"
             if commit:
                 await store.commit()
-        assert store.counters.unique_bytes == len(model)
+        assert store.counters.blob_bytes == len(model)
         drop(store, number)
-        assert store.counters.unique_bytes == 0
+        assert store.counters.blob_bytes == 0
         rows = store.overlay.scan(layout.RECIPES, layout.u48(number), layout.u48(number))
         assert not list(rows), "no row is left behind"
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from cafs import config
@@ -25,6 +28,7 @@ from cafs.errors import (
 )
 from cafs.index.layout import FORMAT_VERSION
 from cafs.lock import StoreLock
+from cafs.log import LineFormatter
 from cafs.mount import mountpoint as where
 from cafs.storefile import NAME, StoreFile, read, render
 from tests.conftest import ROOT, RunCafs
@@ -146,6 +150,39 @@ def test_a_wrong_setting_names_the_file(tmp_path: Path, capsys: pytest.CaptureFi
         assert f"{file}: mount.grase: there is no such setting; did you mean grace?" in err
 
 
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
+def test_a_settings_file_that_is_named_is_checked_by_every_command(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cafs.toml"
+    file.write_text("[mount]\ngrace = 1\n")
+    needed = [
+        "x"
+        for item in program.cafs.commands[name].params
+        if isinstance(item, click.Argument) and item.required
+    ]
+    said = f"cafs: {file}: mount.grace: "
+    code, _, err = _run(capsys, name, tmp_path, *needed[1:], "--config", file)
+    assert (code, err[: len(said)]) == (2, said)
+    monkeypatch.setenv(config.FILE_VARIABLE, str(file))
+    code, _, err = _run(capsys, name, tmp_path, *needed[1:])
+    assert (code, err[: len(said)]) == (2, said)
+
+
+def test_the_machines_settings_file_does_not_keep_one_from_unmounting(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mounted: list[where.Mount],
+) -> None:
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "cafs.toml")
+    config.DEFAULT_FILE.write_text("not TOML")
+    code, _, err = _run(capsys, "umount", tmp_path)
+    assert code == 7
+    assert f"{tmp_path} is not a mountpoint" in err
+    assert _run(capsys, "mount", tmp_path)[0] == 2
+
+
 def test_a_wrong_flag_is_refused_before_anything_happens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +204,7 @@ def test_a_defect_gets_an_id_and_a_trace(
     monkeypatch.setattr(Frame, "settings", broken)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     code, out, err = _run(capsys, "status", "--json")
     assert code == program.EXIT_DEFECT
     match = re.fullmatch(r"cafs: a defect of cafs, id (\w+): .*boom \(trace: (.*)\)\n", err)
@@ -177,6 +215,27 @@ def test_a_defect_gets_an_id_and_a_trace(
     monkeypatch.setenv("CAFS_DEBUG", "1")
     with pytest.raises(RuntimeError, match="boom"):
         _run(capsys, "status")
+
+
+def test_a_defect_of_a_command_that_logs_leaves_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(LineFormatter())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    monkeypatch.setattr(Frame, "settings", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, _, err = _run(capsys, "status")
+    assert code == program.EXIT_DEFECT
+    match = re.fullmatch(r"cafs: a defect of cafs, id (\w+): .*boom \(trace: the log\)\n", err)
+    assert match is not None
+    assert f"id={match[1]}" in written.getvalue()
+    assert "    RuntimeError: boom" in written.getvalue()
+    assert not list(tmp_path.iterdir())
 
 
 def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import errno
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,40 +14,26 @@ import trio
 
 from cafs.errors import FsError
 from cafs.newstore import create
-from cafs.operate.check import Check
 from cafs.operate.sweep import Sweeper
-from cafs.store import Store, open_store
+from cafs.store import Store
 from cafs.tree.detached import is_detached
 from cafs.types import ROOT, Ino
 from cafs.view import View
-from tests.model.audit import audit
 from tests.model.storethread import QUIET, StoreThread
-from tests.unit.small_store import PARAMS, noise, write
+from tests.unit import small_store
+from tests.unit.small_store import PARAMS, assert_sound, noise, write
 
 DIRECTORY = stat.S_IFDIR | 0o755
 FILE = stat.S_IFREG | 0o644
 
 Work = Callable[[Store], Awaitable[None]]
-
-
-def in_store(path: Path, work: Work) -> None:
-    async def main() -> None:
-        async with open_store(path, QUIET) as store:
-            await work(store)
-
-    trio.run(main)
+in_store = partial(small_store.in_store, options=QUIET)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     create(tmp_path / "store", PARAMS)
     return tmp_path / "store"
-
-
-def assert_sound(path: Path) -> None:
-    assert not audit(path)
-    with View(path) as view:
-        assert not list(Check(view).findings())
 
 
 def fill(store: Store, parent: Ino, widths: list[int]) -> int:

@@ -1,8 +1,10 @@
 """docs/format.md says what the code does: its tables add up, its example can be read."""
 
+import gzip
 import hashlib
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from cafs import storefile
 from cafs._index import unseal
+from cafs.archives.engine_record import EngineRecord
 from cafs.blobs import codec, fileheader, recipe, sidecar
 from cafs.blobs.blobs import Digests
 from cafs.blobs.codec import CODECS
@@ -39,6 +42,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 TEXT = DOCUMENT.read_text()
 STORE_ID = bytes.fromhex("5f0c1f7a2b6e4d3c8a9b0e1d2c3f4a5b")
 HELLO = b"Hello, chunk!\n"
+WORDS_21 = b"the same words " * 21
+ENGINE = EngineRecord("zlib", "zlib 1.2.13", (hashlib.sha256(b"libz.so.1").hexdigest(),))
+MADE = recipe.made_part(1, recipe.Made(0, 1, 0, 0, 0, 0))
 WORDS = b"the same words " * 20
 
 
@@ -91,23 +97,25 @@ def index_example() -> Iterator[tuple[str, Record]]:
     """The records of the worked example as the code makes them, by the names of their blocks."""
     epoch = 1_700_000_000 * 10**9
     changed = epoch + 1_000_000_001
-    root = Attr(0o040755, 0, 0, 2, 4096, epoch, epoch, epoch, BlobNo(1), ROOT, 0)
+    root = Attr(0o040755, 0, 0, 2, 4096, epoch, epoch, epoch, BlobNo(2), ROOT, 0)
     file = Attr(0o100644, 1000, 1000, 1, 4414, epoch, changed, changed, BlobNo(12), 4096, 0)
+    aged = example("aged")
+    second = file._replace(size=len(aged), blob=BlobNo(13), aux=0)
     ino, name = Ino(1000), b"app.bits"
     sha256 = example("blob-sha256")
     sha1 = hashlib.sha1(HELLO + b"PK\3\4" + bytes(4096) + WORDS).digest()
     parts = example("recipe")
     counters = Counters(
         generation=3,
-        next_ino=1001,
-        next_blob=13,
+        next_ino=1002,
+        next_blob=15,
         next_chunk=43,
         next_pack=8,
-        inodes=2,
-        files=1,
-        logical_bytes=4414,
-        blobs=1,
-        unique_bytes=4414,
+        inodes=3,
+        files=2,
+        logical_bytes=4414 + len(aged),
+        blobs=2,
+        blob_bytes=4414 + len(aged),
         chunks=2,
         raw_bytes=314,
         stored_bytes=45,
@@ -123,15 +131,53 @@ def index_example() -> Iterator[tuple[str, Record]]:
     yield "blob", (layout.BLOBS, no(12), layout.pack_blob(blob))
     yield "blob-by-sha256", (layout.BLOB_SHA256, layout.digest_key(sha256, BlobNo(12)), b"")
     yield "blob-by-sha1", (layout.BLOB_SHA1, layout.digest_key(sha1, BlobNo(12)), b"")
-    for number, raw, at, length, kind in ((41, HELLO, 32, 14, 0), (42, WORDS, 46, 31, 1)):
+    gz, place_gz = b"words.gz", layout.entry_key(ROOT, layout.name_cookie(b"words.gz"))
+    yield "inode-1001", (layout.INODES, no(1001), layout.pack_inode(second))
+    yield "entry-1001", (layout.ENTRIES, place_gz, layout.entry_value(Ino(1001), 0o10, gz))
+    for kind, (number, record) in aged_example().items():
+        yield kind, (layout.BLOBS, no(number), layout.pack_blob(record))
+    for kind, database, digest in (
+        ("aged-by-sha256", layout.BLOB_SHA256, hashlib.sha256(aged).digest()),
+        ("aged-by-sha1", layout.BLOB_SHA1, hashlib.sha1(aged).digest()),
+    ):
+        yield kind, (database, layout.digest_key(digest, BlobNo(13)), b"")
+    yield "engine-1", (layout.META, layout.engine_key(1), ENGINE.pack())
+    for number, raw, at, length, codec_no, refs in (
+        (41, HELLO, 32, 14, 0, 1),
+        (42, WORDS, 46, 31, 1, 3),
+    ):
         xxh3 = xxhash.xxh3_64_intdigest(example("pack")[at : at + length])
         digest = hashlib.sha256(raw).digest()
-        extent = Extent(PackNo(7), at, length, kind, len(raw), xxh3)
-        value = layout.pack_chunk(ChunkRecord(digest, extent, 1))
+        extent = Extent(PackNo(7), at, length, codec_no, len(raw), xxh3)
+        value = layout.pack_chunk(ChunkRecord(digest, extent, refs))
         key = layout.digest_key(digest, ChunkNo(number))
         yield f"chunk-{number}", (layout.CHUNKS, no(number), value)
         yield f"chunk-{number}-by-sha256", (layout.CHUNK_SHA256, key, b"")
     yield "pack-7", (layout.PACKS, layout.pack_key(PackNo(7)), layout.pack_pack(pack))
+
+
+def aged_example() -> dict[str, tuple[int, BlobRecord]]:
+    """The aged blob of the example and its inner one, as the code makes them."""
+    content = example("aged")
+    deflated = content[10:-8]
+    how = recipe.Made(xxhash.xxh3_64_intdigest(deflated), 1, 0x86, 0, len(WORDS_21), 0)
+    made = recipe.made_part(len(deflated), how)
+    parts = [recipe.literal(content[:10]), made, recipe.literal(content[-8:])]
+    # Plain, so that it can be read, and is the same with every libzstd.
+    outer = b"".join(KINDS[part.kind].encode(part) for part in parts)
+    inner = recipe.encode([recipe.slice_of(ChunkNo(42), 0, 15), recipe.chunk(ChunkNo(42), 300)])
+    sha256, sha1 = hashlib.sha256(content).digest(), hashlib.sha1(content).digest()
+    inflated = hashlib.sha256(WORDS_21).digest()
+    return {
+        "aged": (
+            13,
+            BlobRecord(len(content), 1, layout.BLOB_AGED, sha256, sha1, outer, BlobNo(14)),
+        ),
+        "inner": (
+            14,
+            BlobRecord(315, 1, layout.BLOB_INNER, inflated, bytes(20), inner, BlobNo(13)),
+        ),
+    }
 
 
 def chunks_of(packs: PackStore) -> list[bytes]:
@@ -226,19 +272,22 @@ def test_the_example_can_be_read() -> None:
     assert blob.parts == example("recipe") == example("index-blob")[0x4A:-4]
     chunk = layout.unpack_chunk(index_value("chunk-42"))
     assert (chunk.extent.pack, chunk.extent.offset, chunk.extent.codec) == (7, 46, 1)
-    assert (chunk.extent.stored_length, chunk.extent.raw_length, chunk.refs) == (31, 300, 1)
+    assert (chunk.extent.stored_length, chunk.extent.raw_length, chunk.refs) == (31, 300, 3)
     assert layout.digest_number(example("index-chunk-42-by-sha256")) == 42
     assert chunk.sha256.startswith(example("index-chunk-42-by-sha256")[:8])
     pack = layout.unpack_pack(index_value("pack-7"))
     assert pack == PackRecord(len(example("pack")), 45, 2, 0, 0)
     counters = Counters.decode(index_value("counters"))
-    assert (counters.generation, counters.next_ino, counters.stored_bytes) == (3, 1001, 45)
+    assert (counters.generation, counters.next_ino, counters.stored_bytes) == (3, 1002, 45)
 
 
 def test_what_passes_over_all_records_take_is_the_same() -> None:
     assert layout.inode_content(index_value("inode")) == (0o100644, 1, 4414, 12)
     assert layout.blob_use(index_value("blob")) == (1, layout.BLOB_HOLES)
-    assert layout.chunk_use(index_value("chunk-42")) == (31, 300, 1)
+    assert layout.chunk_use(index_value("chunk-42")) == (31, 300, 3)
+    for name in ("blob", "aged", "inner"):
+        value = index_value(name)
+        assert layout.blob_row(value) == layout.unpack_blob(value).parts
 
 
 @pytest.fixture
@@ -273,6 +322,21 @@ def test_the_example_is_a_store(store: Path) -> None:
         number = view.blobs.find(example("blob-sha256"))
     assert content_read == HELLO + b"PK\3\4" + bytes(4096) + WORDS
     assert number == 12
+
+
+def test_the_aged_blob_is_what_its_recipe_says(store: Path) -> None:
+    """By hand, and without the code that rebuilds: zlib's level and memLevel are in *params*."""
+    content = example("aged")
+    assert gzip.decompress(content) == WORDS_21
+    with View(store) as view:
+        (_, header), (_, part), (_, trailer) = view.blobs.parts(BlobNo(13), 0, len(content))
+        how = recipe.made(part)
+        assert b"".join(view.content(BlobNo(14))) == WORDS_21
+    engine = zlib.compressobj(how.params & 15, zlib.DEFLATED, -15, how.params >> 4 & 15)
+    made = engine.compress(WORDS_21[how.start :][: how.raw_length]) + engine.flush()
+    made = made[how.position :][: part.length]
+    assert header.data + made + trailer.data == content
+    assert how.check == xxhash.xxh3_64_intdigest(made)
 
 
 @given(st.binary(min_size=1, max_size=255))
@@ -314,6 +378,8 @@ def test_rows_keep_their_bounds(store: Path, literal_length: int) -> None:
         ("Part: chunk", len(recipe.encode([recipe.chunk(ChunkNo(1), 1)]))),
         ("Part: literal", len(recipe.encode([recipe.literal(b"xyz")])) - 3),
         ("Part: hole", len(recipe.encode([recipe.hole(1)]))),
+        ("Part: made", len(recipe.encode([MADE]))),
+        ("Part: slice", len(recipe.encode([recipe.slice_of(ChunkNo(1), 0, 1)]))),
         ("Row that is plain or packed", 5),
         ("Record of counters", len(Counters().encode())),
         ("Record of an inode", len(index_value("inode"))),
@@ -338,12 +404,30 @@ def test_tables_tile_their_record(title: str, length: int) -> None:
     [
         ("Record of counters", list(Counters.__dataclass_fields__)),
         ("Record of an inode", [field.removesuffix("_ns") for field in Attr._fields]),
-        ("Record of a blob", [*BlobRecord._fields[:-1], "recipe"]),
+        ("Record of a blob", [*BlobRecord._fields[:-2], "recipe"]),
         ("Record of a pack", [field.removesuffix("_ns") for field in PackRecord._fields]),
+        ("Part: made", ["kind", "length", *recipe.Made._fields]),
     ],
 )
 def test_fields_have_the_names_of_the_code(title: str, fields: list[str]) -> None:
     assert [field for _, _, _, field, _ in rows(title)] == fields
+
+
+def test_a_mate_stands_between_digests_and_recipe() -> None:
+    ((offset, size, kind, field, _),) = rows("Mate of a blob")
+    assert (int(offset), int(size), kind, field) == (layout.BLOB_HEADER, 8, "u64", "mate")
+    for flag in (layout.BLOB_AGED, layout.BLOB_INNER):
+        record = BlobRecord(1, 1, flag, bytes(32), bytes(20), b"parts", BlobNo(7))
+        value = layout.pack_blob(record)
+        assert value[int(offset) :] == (7).to_bytes(8, "little") + b"parts"
+        assert layout.unpack_blob(value) == record
+
+
+def test_versions_are_told() -> None:
+    store = next(row for row in rows("Versions") if row[0] == "store")
+    known = [str(n) for n in range(layout.FIRST_VERSION, layout.FORMAT_VERSION + 1)]
+    assert store[1].split(", ") == known
+    assert [version for version, _ in rows("Changes")] == known
 
 
 def test_every_database_is_told_in_its_order() -> None:
@@ -361,7 +445,10 @@ def test_databases_without_checks_are_told() -> None:
 def test_flags_are_those_of_the_code() -> None:
     flags = {
         "Record of an inode": [layout.INODE_PROBED],
-        "Record of a blob": [layout.BLOB_UNHASHED, layout.BLOB_ROWS, layout.BLOB_HOLES],
+        "Record of a blob": [
+            *(layout.BLOB_UNHASHED, layout.BLOB_ROWS, layout.BLOB_HOLES),
+            *(layout.BLOB_AGED, layout.BLOB_INNER, layout.BLOB_LEFT),
+        ],
         "Record of a pack": [layout.PACK_SEALED, layout.PACK_EMPTIED],
     }
     for title, bits in flags.items():
@@ -418,6 +505,8 @@ def test_limits_are_those_of_the_code() -> None:
     assert limits["a name"] == f"{tree.NAME_MAX} bytes"
     assert limits["names of one directory with the same hash"] == str(names.PROBES)
     assert limits["a symbolic link's target"] == f"{tree.SYMLINK_MAX:,} bytes"
+    assert limits["a made part"] == f"{recipe.MADE_MAX:,} bytes"
+    assert f"1 to {recipe.MADE_MAX:,}" in section("Part: made")
     rows_text = section("Rows of a recipe")
     assert f"1 to {layout.PARTS_PER_ROW} parts, and at most {layout.ROW_MAX:,} bytes" in rows_text
     assert f"up to {layout.INLINE_PARTS_MAX} bytes" in section("Record of a blob")

@@ -70,6 +70,7 @@ class Blob(ctypes.Structure):
         ("size", ctypes.c_uint64),
         ("refs", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
+        ("mate", ctypes.c_uint64),
         ("sha256", ctypes.c_void_p),
         ("sha1", ctypes.c_void_p),
         ("recipe", ctypes.c_void_p),
@@ -104,6 +105,7 @@ class Part(ctypes.Structure):
         ("kind", ctypes.c_uint8),
         ("length", ctypes.c_uint64),
         ("chunk", ctypes.c_uint64),
+        ("offset", ctypes.c_uint32),
         ("data", ctypes.c_void_p),
     )
 
@@ -153,6 +155,9 @@ def test_constants_are_those_of_the_code() -> None:
         "CAFS_BLOB_UNHASHED": layout.BLOB_UNHASHED,
         "CAFS_BLOB_ROWS": layout.BLOB_ROWS,
         "CAFS_BLOB_HOLES": layout.BLOB_HOLES,
+        "CAFS_BLOB_AGED": layout.BLOB_AGED,
+        "CAFS_BLOB_INNER": layout.BLOB_INNER,
+        "CAFS_BLOB_LEFT": layout.BLOB_LEFT,
         "CAFS_PACK_SEALED": layout.PACK_SEALED,
         "CAFS_PACK_EMPTIED": layout.PACK_EMPTIED,
         "CAFS_FILE_HEADER": HEADER_LENGTH,
@@ -161,6 +166,9 @@ def test_constants_are_those_of_the_code() -> None:
         "CAFS_PART_CHUNK": recipe.CHUNK,
         "CAFS_PART_LITERAL": recipe.LITERAL,
         "CAFS_PART_HOLE": recipe.HOLE,
+        "CAFS_PART_MADE": recipe.MADE,
+        "CAFS_PART_SLICE": recipe.SLICE,
+        "CAFS_MADE_MAX": recipe.MADE_MAX,
         "CAFS_ROW_PACKED": recipe.PACKED,
         "CAFS_PENDING_HEADER": HEADER.size,
         "CAFS_PENDING_BITS_MIN": BITS_MIN,
@@ -246,7 +254,7 @@ def test_inodes(probe: ctypes.CDLL, attr: Attr) -> None:
     record=st.builds(
         BlobRecord,
         *(U64, U32, U32, st.binary(min_size=32, max_size=32)),
-        *(st.binary(min_size=20, max_size=20), st.binary(max_size=600)),
+        *(st.binary(min_size=20, max_size=20), st.binary(max_size=600), U64.map(BlobNo)),
     )
 )
 def test_blobs(probe: ctypes.CDLL, record: BlobRecord) -> None:
@@ -256,6 +264,10 @@ def test_blobs(probe: ctypes.CDLL, record: BlobRecord) -> None:
     assert ctypes.string_at(blob.sha256, 32) == record.sha256
     assert ctypes.string_at(blob.sha1, 20) == record.sha1
     assert ctypes.string_at(blob.recipe, blob.recipe_length) == record.parts
+    mated = bool(record.flags & layout.BLOB_MATED)
+    assert blob.mate == (record.mate if mated else 0)
+    if mated:
+        assert not read(probe, "blob", Blob(), layout.pack_blob(record)[: layout.BLOB_HEADER + 7])
     assert not read(probe, "blob", Blob(), layout.pack_blob(record)[: layout.BLOB_HEADER - 1])
 
 
@@ -310,6 +322,12 @@ def parts_of(probe: ctypes.CDLL, row: bytes) -> list[recipe.Part] | None:
             found.append(recipe.chunk(ChunkNo(part.chunk), part.length))
         elif part.kind == recipe.LITERAL:
             found.append(recipe.literal(ctypes.string_at(part.data, part.length)))
+        elif part.kind == recipe.SLICE:
+            found.append(recipe.slice_of(ChunkNo(part.chunk), part.offset, part.length))
+        elif part.kind == recipe.MADE:
+            made = (ctypes.c_uint64 * 6)()
+            probe.probe_made(ctypes.c_void_p(part.data), made)
+            found.append(recipe.made_part(part.length, recipe.Made._make(made)))
         else:
             found.append(recipe.hole(part.length))
     return found
@@ -319,6 +337,19 @@ parts = st.one_of(
     st.builds(recipe.chunk, st.integers(1, NO).map(ChunkNo), st.integers(1, (1 << 32) - 1)),
     st.builds(recipe.literal, st.binary(min_size=1, max_size=50)),
     st.builds(recipe.hole, st.integers(1, (1 << 63) - 1)),
+    st.builds(
+        recipe.slice_of,
+        *(st.integers(1, NO).map(ChunkNo), st.integers(0, 1 << 31), st.integers(1, 1 << 31)),
+    ).filter(lambda part: recipe.slice_offset(part) + part.length < 1 << 32),
+    st.builds(
+        recipe.made_part,
+        st.integers(1, recipe.MADE_MAX),
+        st.builds(
+            recipe.Made,
+            *(U64, st.integers(1, 65535), st.integers(0, 65535), st.integers(0, 1 << 62)),
+            *(st.integers(0, (1 << 62) - 1), st.integers(0, 1 << 62)),
+        ),
+    ),
 )
 
 

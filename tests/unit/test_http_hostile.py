@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
-from cafs.types import TIME_MAX_NS
+from cafs.http import serve
+from cafs.http_options import HttpOptions
+from cafs.newstore import create
+from cafs.store import Store
+from cafs.types import ROOT, TIME_MAX_NS
 from tests.unit.site_client import Client, ask
+from tests.unit.small_store import PARAMS, in_store
 
 KEY = "/admin/cc-x/ab/cd/abcd-1"
 
@@ -51,3 +57,67 @@ def test_a_path_that_makes_no_sense_is_refused_in_words_for_http(tmp_path: Path,
         assert "--help" not in answer.text
 
     ask(tmp_path / "store", work)
+
+
+def test_a_path_of_thousands_of_names_is_made_or_refused_at_once(tmp_path: Path) -> None:
+    async def work(asking: Client) -> None:
+        deep = "/admin/" + "a/" * 2040
+        answer = await asking("PUT", f"{deep}x", b"x")
+        assert answer.status == 201, answer
+        assert (await asking("GET", f"{deep}x")).body == b"x"
+        # What is there already is gone through once, not once for each name.
+        assert (await asking("PUT", f"{deep}y/z", b"x")).status == 201
+        for method, status in (("PUT", 500), ("GET", 404), ("DELETE", 404)):
+            answer = await asking(method, "/admin/" + "a/" * 6000 + "x", b"x" * (method == "PUT"))
+            assert answer.status == status, answer
+        assert (await asking("DELETE", "/admin/a/")).status == 204
+
+    ask(tmp_path / "store", work)
+
+
+def test_missing_directories_are_made_behind_links_and_not_below_files(tmp_path: Path) -> None:
+    async def work(asking: Client) -> None:
+        tree = asking.store.tree
+        real = tree.create(ROOT, b"real", 0o040755, 0, 0)
+        tree.create(ROOT, b"link", 0o120777, 0, 0, target=b"real")
+        tree.create(ROOT, b"dangling", 0o120777, 0, 0, target=b"real/new")
+        assert (await asking("PUT", "/admin/link/a/b/c", b"x")).status == 201
+        assert (await asking("PUT", "/admin/dangling/d/e", b"y")).status == 201
+        assert (await asking("GET", "/admin/real/a/b/c")).body == b"x"
+        assert (await asking("GET", "/admin/real/new/d/e")).body == b"y"
+        assert tree.lookup(real, b"new") is not None
+        assert (await asking("PUT", "/admin/real/a/b/c/d", b"x")).status == 500
+        assert (await asking("PUT", "/admin/real/a/b/c/d/e/f", b"x")).status == 500
+
+    ask(tmp_path / "store", work)
+
+
+def test_nginx_comes_in_however_many_strangers_there_are(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        server = serve._Server(store, HttpOptions())
+        server._strangers = server._crowd_max
+        said = {}
+
+        async def handle(trusted: bool, stream: trio.SocketStream) -> None:
+            # As trio.serve_listeners does it.
+            try:
+                await server._serve(trusted, stream)
+            finally:
+                await trio.aclose_forcefully(stream)
+
+        for trusted in (False, True):
+            ours, theirs = trio.socket.socketpair()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(handle, trusted, trio.SocketStream(ours))
+                client = trio.SocketStream(theirs)
+                try:
+                    await client.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                    said[trusted] = await client.receive_some()
+                except trio.BrokenResourceError:
+                    said[trusted] = b""
+                await client.aclose()
+        assert said[False] == b""
+        assert said[True].startswith(b"HTTP/1.1 200 ")
+
+    create(tmp_path / "store", PARAMS)
+    in_store(tmp_path / "store", work)

@@ -19,6 +19,8 @@ from cafs.types import ROOT, Ino
 from tests.model.storethread import QUIET
 from tests.unit.small_store import PARAMS
 
+DIRECTORY = stat.S_IFDIR | 0o755
+
 
 def with_tree(tmp_path: Path, check: Callable[[Tree], None]) -> None:
     create(tmp_path / "store", PARAMS)
@@ -76,11 +78,43 @@ def test_all_is_known_when_it_is_not_known_what(
         unseen = directory(tree, ROOT, b"unseen")
         by_handle, many = Known(tree), Known(tree)
         by_handle.asked(ROOT, b"..")
-        for number in range(100, 103):
-            many.asked(number)
+        made = [directory(tree, ROOT, b"%d" % number) for number in range(4)]
+        for ino in made[:3]:
+            many.told(ino, DIRECTORY)
         assert by_handle.may_show(EntryChanged(unseen, b"x"))
         assert not many.may_show(EntryChanged(unseen, b"x"))
-        many.asked(103)
+        many.told(made[3], DIRECTORY)
+        many.told(made[3], DIRECTORY)
         assert many.may_show(EntryChanged(unseen, b"x"))
+        # When the kernel has forgotten what was too much, single ones are known again.
+        many.forgotten(made[3], 1)
+        assert many.may_show(EntryChanged(unseen, b"x"))
+        many.forgotten(made[3], 1)
+        assert not many.may_show(EntryChanged(unseen, b"x"))
+
+    with_tree(tmp_path, check)
+
+
+def test_what_was_forgotten_is_known_no_more_and_what_overtook_it_is(tmp_path: Path) -> None:
+    def check(tree: Tree) -> None:
+        seen = directory(tree, ROOT, b"seen")
+        kernel = Known(tree)
+        kernel.asked(ROOT, b"seen")
+        kernel.told(seen, DIRECTORY)
+        kernel.told(seen, DIRECTORY)
+        kernel.asked(seen, b"name")
+        assert kernel.may_show(EntryChanged(seen, b"name"))
+        # It is told once more before it says that it has forgotten the first two.
+        kernel.told(seen, DIRECTORY)
+        kernel.forgotten(seen, 2)
+        assert kernel.may_show(EntryChanged(seen, b"name"))
+        kernel.forgotten(seen, 1)
+        assert not kernel.may_show(EntryChanged(seen, b"name"))
+        kernel.told(seen, DIRECTORY)
+        assert not kernel.may_show(EntryChanged(seen, b"name"))
+        # Files are not kept count of.
+        kernel.told(Ino(1000), stat.S_IFREG)
+        kernel.forgotten(Ino(1000), 1)
+        assert kernel.may_show(EntryChanged(ROOT, b"x"))
 
     with_tree(tmp_path, check)

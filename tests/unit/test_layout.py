@@ -12,7 +12,7 @@ from cafs.errors import IndexDamagedError
 from cafs.index import layout
 from cafs.index.counters import Counters
 from cafs.index.layout import BlobRecord, ChunkRecord, PackRecord
-from cafs.types import Attr, BlobNo, ChunkNo, Extent, Ino, PackNo
+from cafs.types import NO_BLOB, Attr, BlobNo, ChunkNo, Extent, Ino, PackNo
 
 u8 = st.integers(0, 255)
 u24 = st.integers(0, (1 << 24) - 1)
@@ -25,8 +25,10 @@ digests = st.binary(min_size=32, max_size=32)
 
 attrs = st.builds(Attr, u32, u32, u32, u32, u64, times, times, times, u64.map(BlobNo), u64, u32)
 blobs = st.builds(
-    BlobRecord, u64, u32, u32, digests, st.binary(min_size=20, max_size=20), st.binary(max_size=99)
-)
+    BlobRecord,
+    *(u64, u32, u32, digests, st.binary(min_size=20, max_size=20), st.binary(max_size=99)),
+    u64.map(BlobNo),
+).map(lambda blob: blob if blob.flags & layout.BLOB_MATED else blob._replace(mate=NO_BLOB))
 extents = st.builds(Extent, u32.map(PackNo), u32, u24, u8, u32, u64)
 chunks = st.builds(ChunkRecord, digests, extents, u32)
 packs = st.builds(PackRecord, u64, u64, u32, u32, u64)
@@ -39,7 +41,10 @@ def test_an_inode_comes_back(attr: Attr) -> None:
 
 @given(blobs)
 def test_a_blob_comes_back(blob: BlobRecord) -> None:
-    assert layout.unpack_blob(layout.pack_blob(blob)) == blob
+    value = layout.pack_blob(blob)
+    assert layout.unpack_blob(value) == blob
+    assert layout.blob_use(value) == (blob.refs, blob.flags)
+    assert layout.blob_row(value) == blob.parts
 
 
 @given(chunks)
@@ -134,3 +139,10 @@ def test_databases_have_the_numbers_that_they_are_spoken_of_by() -> None:
     assert layout.DATABASES[layout.UNHASHED] == b"unhashed"
     assert len(set(layout.DATABASES)) == len(layout.DATABASES)
     assert set(range(len(layout.DATABASES))) >= layout.RANGED | layout.SEQUENTIAL
+
+
+@pytest.mark.parametrize("flag", [layout.BLOB_AGED, layout.BLOB_INNER])
+def test_a_mate_that_is_cut_off_is_damage(flag: int) -> None:
+    value = layout.pack_blob(BlobRecord(1, 1, flag, bytes(32), bytes(20), b"", BlobNo(7)))
+    with pytest.raises(IndexDamagedError):
+        layout.unpack_blob(value[:-1])

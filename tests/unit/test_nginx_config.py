@@ -11,15 +11,8 @@ import pytest
 from cafs.errors import ConfigError, NginxError
 from cafs.http_options import HttpOptions
 from cafs.serve import nginx_program
-from cafs.serve.nginx_config import (
-    SOCKET_PATH_MAX,
-    Credentials,
-    Directory,
-    Indexed,
-    quoted,
-    render,
-    secret_include,
-)
+from cafs.serve.backend import Credentials, Directory, Indexed
+from cafs.serve.nginx_config import SOCKET_PATH_MAX, quoted, render, secret_include
 from cafs.serve.nginx_program import Nginx, index_module, parse
 from cafs.serve.plan import read_secret
 from cafs.serve_options import ServeOptions

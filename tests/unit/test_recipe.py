@@ -30,7 +30,20 @@ chunks = st.builds(
 )
 literals = st.builds(recipe.literal, st.binary(min_size=1, max_size=2 * LITERAL_MAX))
 holes = st.builds(recipe.hole, st.integers(1, (1 << 63) - 1))
-parts_lists = st.lists(chunks | literals | holes, max_size=40)
+slices = st.builds(
+    recipe.slice_of,
+    *(st.integers(1, (1 << 48) - 1).map(ChunkNo), st.integers(0, 1 << 31), st.integers(1, 1 << 30)),
+)
+made = st.builds(
+    recipe.made_part,
+    st.integers(1, recipe.MADE_MAX),
+    st.builds(
+        recipe.Made,
+        *(st.integers(0, (1 << 64) - 1), st.integers(1, 0xFFFF), st.integers(0, 0xFFFF)),
+        *(st.integers(0, 1 << 62), st.integers(0, (1 << 62) - 1), st.integers(0, 1 << 62)),
+    ),
+)
+parts_lists = st.lists(chunks | literals | holes | slices | made, max_size=40)
 neighbours = st.builds(
     lambda first, count: [recipe.chunk(ChunkNo(first + i), 65536) for i in range(count)],
     st.integers(1, 1 << 40),
@@ -186,7 +199,14 @@ def test_a_cut_row_is_damage_or_shorter(parts: list[Part], data: st.DataObject) 
     ("row", "complaint"),
     [
         (b"\x00", "unknown kind 0 at byte 0"),
-        (b"\x04" + bytes(10), "unknown kind 4"),
+        (b"\x06" + bytes(10), "unknown kind 6"),
+        (b"\x04" + bytes(39), "ends within"),
+        (b"\x04\x01" + bytes(39), "no engine"),
+        (b"\x04\x01\x00\x10\x00" + bytes(8) + b"\1" + bytes(27), "has 1048577 bytes"),
+        (b"\x04\x01\x00\x00\x00" + bytes(8) + b"\1" + bytes(10) + b"\x80" * 17, "beyond"),
+        (b"\x05\x01" + bytes(13), "chunk 0"),
+        (b"\x05\x01\0\0\0\1\0\0\0\0\0\xff\xff\xff\xff", "behind any chunk"),
+        (b"\x05" + bytes(4) + b"\1" + bytes(9), "no bytes"),
         (b"\x01" + bytes(10), "chunk 0"),
         (b"\x01\x05\x00\x00\x00" + bytes(6), "chunk 0"),
         (b"\x01\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00", "without bytes"),
@@ -248,4 +268,31 @@ def test_kinds_are_told_apart_by_number_and_name() -> None:
         1: "chunk",
         2: "literal",
         3: "hole",
+        4: "made",
+        5: "slice",
     }
+
+
+@given(st.lists(chunks | slices | literals, max_size=30))
+def test_slices_count_their_chunk(parts: list[Part]) -> None:
+    numbers = [part.ref for part in parts if part.kind != LITERAL]
+    assert recipe.chunk_refs(parts) == numbers
+    assert list(recipe.row_refs(recipe.encode(parts))) == numbers
+
+
+def test_made_parts_and_slices_say_where_they_come_from() -> None:
+    how = recipe.Made((1 << 64) - 1, 7, 0x86, 5, 1 << 40, 3)
+    assert recipe.made(recipe.made_part(9, how)) == how
+    part = recipe.slice_of(ChunkNo(4), 100, 20)
+    assert (part.ref, recipe.slice_offset(part), part.length) == (4, 100, 20)
+    with pytest.raises(ValueError, match="slice has to be read"):
+        recipe.expand(part, 0, 1)
+    for wrong in (
+        recipe.made_part(recipe.MADE_MAX + 1, how),
+        recipe.made_part(1, how._replace(engine=0)),
+        recipe.made_part(1, how._replace(start=1 << 63)),
+        recipe.slice_of(ChunkNo(0), 0, 1),
+        recipe.slice_of(ChunkNo(1), (1 << 32) - 1, 1),
+    ):
+        with pytest.raises(ValueError, match=r"made part|chunk|slice"):
+            recipe.encode([wrong])

@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,36 +15,23 @@ import trio
 from cafs import upload
 from cafs.errors import FsError
 from cafs.newstore import create
-from cafs.operate.check import Check
-from cafs.store import Store, open_store
+from cafs.store import Store
 from cafs.types import ROOT
-from cafs.view import View
-from tests.model.audit import audit
 from tests.model.storethread import QUIET
-from tests.unit.small_store import PARAMS
+from tests.unit import small_store
+from tests.unit.small_store import PARAMS, assert_sound
 
 MIB = 1 << 20
 OPTIONS = dataclasses.replace(QUIET, commit_interval=0.05)
 
 
-def in_store(path: Path, work: Callable[[Store], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with open_store(path, OPTIONS) as store:
-            await work(store)
-
-    trio.run(main)
+in_store = partial(small_store.in_store, options=OPTIONS)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     create(tmp_path / "store", PARAMS)
     return tmp_path / "store"
-
-
-def assert_sound(path: Path) -> None:
-    assert not audit(path)
-    with View(path) as view:
-        assert not list(Check(view).findings())
 
 
 async def put(store: Store, name: bytes, data: bytes, mtime_ns: int | None = None) -> None:

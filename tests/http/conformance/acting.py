@@ -13,13 +13,13 @@ As = Callable[[Callable[[], Any]], Any]
 """Runs a call as somebody."""
 
 
-def shell(command: str) -> str:
+def shell(command: str, timeout_s: float = 60) -> str:
     """What a command line prints."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout_s,
         cwd="/",
         check=False,
     )

@@ -154,6 +154,7 @@ def test_case_048_copy_of_1_gb(area: Area) -> None:
 
 
 def _copy_large(area: Area, size: int) -> None:
+    area.be_patient()
     block = os.urandom(MIB)
     pieces = (number.to_bytes(8, "little") + block[8:] for number in range(size // MIB))
     assert area.http.request("PUT", area.url("source"), pieces).status == 201
@@ -261,6 +262,7 @@ def test_case_054_delete_of_100_000(area: Area) -> None:
 
 
 def _delete_many(area: Area, count: int) -> None:
+    area.be_patient()
     elsewhere = area.put("elsewhere")
     cache = area.file("buildpack_cache")
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fault.smalldisk import wait_until
 from tests.http.faults import FRONTS, descriptors, mounted, resident_bytes
-from tests.http.targets import OURS, Area, Target
+from tests.http.targets import OURS, PATIENCE_S, Area, Target
 from tests.http.wire import http_date
 
 pytestmark = pytest.mark.timeout(240)
@@ -123,6 +123,7 @@ def _many_at_once(area: Area, size: int, readers: int, writers: int, put_size: i
     block = os.urandom(MIB)
     target = area.target
     pieces = (number.to_bytes(8, "little") + block[8:] for number in range(size // MIB))
+    area.be_patient()
     assert area.http.request("PUT", area.url("large"), pieces).status == 201
     done = threading.Event()
     stalls: list[float] = []
@@ -140,7 +141,7 @@ def _many_at_once(area: Area, size: int, readers: int, writers: int, put_size: i
             stalls.append(worst)
 
     def write(number: int) -> None:
-        with target.admin() as http:
+        with target.admin(timeout_s=PATIENCE_S) as http:
             data = os.urandom(put_size)
             assert http.request("PUT", area.url(f"put{number}"), data).status == 201
 

@@ -179,6 +179,7 @@ def test_case_061_65_536_children(area: Area) -> None:
 
 
 def _list_many(area: Area, count: int) -> None:
+    area.be_patient()
     area.put("cc/0")
     for number in range(1, count):
         area.file(f"cc/{number}").touch()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.fault.smalldisk import wait_until
 from tests.http.stocknginx import worker_user
-from tests.http.targets import CAFS, Area
+from tests.http.targets import CAFS, PATIENCE_S, Area
 from tests.http.wire import Connection, http_date, pieces
 from tests.mount.syscalls import as_user
 
@@ -234,7 +234,8 @@ def _large_put(area: Area, size: int, answer_within_s: float, stall_s: float) ->
                 assert len(other.request("GET", small).body) == 10_000
                 slowest[0] = max(slowest[0], time.monotonic() - began)
 
-    with ThreadPoolExecutor(2) as threads, area.target.admin() as writer:
+    patient = area.target.admin(timeout_s=PATIENCE_S)
+    with ThreadPoolExecutor(2) as threads, patient as writer:
         writer.headers["Content-Length"] = str(size)
         readers = [threads.submit(read_on) for _ in range(2)]
         try:

@@ -1,0 +1,210 @@
+"""The cache of rebuilt content: which blobs have a file in ``STORE/cache``, and which goes first.
+
+Owns the directory.  Invariants: the files that count never take more than the limit; a file
+under its own name is whole.  Nothing depends on any of them: each may be deleted at any time,
+by anybody, and costs the time to rebuild it.  So nothing here is synced, and a fault of the disk
+means only that there is no file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Final
+
+from cafs.archives import cachefile
+from cafs.archives.cachefile import Identity
+from cafs.durable import Disk
+from cafs.errors import CafsError, NotFoundError
+from cafs.types import BlobNo
+
+log = logging.getLogger(__name__)
+
+DIRECTORY: Final = "cache"
+_NEW: Final = ".new"
+SPARE: Final = 128 << 20
+"""Bytes that stay free on the disk: what is stored is worth more than what can be rebuilt."""
+
+
+class Cache:
+    """Files of rebuilt content, the least recently used removed first.  Thread-safe; blocks."""
+
+    def __init__(self, disk: Disk, store: Path, store_id: bytes, limit: int) -> None:
+        """*limit* in bytes; 0 for no files at all."""
+        self._disk = disk
+        self.directory = store / DIRECTORY
+        self._store_id = store_id
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._files: OrderedDict[BlobNo, int] = OrderedDict()
+        self._used = 0
+        self._growing = 0
+        """Bytes promised to files that are not whole yet."""
+        self.hits = 0
+        """Reads that were answered from a file."""
+        self.damaged = 0
+        """Files that were found not to be what was written."""
+
+    @property
+    def used(self) -> int:
+        """Bytes of all files."""
+        return self._used
+
+    @property
+    def count(self) -> int:
+        """How many blobs have a file."""
+        return len(self._files)
+
+    def open(self) -> None:
+        """Find what an earlier run has left; without a directory there will be no files."""
+        found = []
+        try:
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            for entry in os.scandir(self.directory):
+                number = _number(entry.name)
+                if number is not None:
+                    status = entry.stat()
+                    used = max(status.st_atime_ns, status.st_mtime_ns)
+                    found.append((used, number, status.st_size))
+                elif not entry.is_dir():
+                    # Half a file, of a run that was killed.
+                    os.unlink(entry.path)
+        except OSError as error:
+            log.info("%s: %s; it is used as far as it goes", self.directory, error.strerror)
+        for _, number, size in sorted(found):
+            self._files[number] = size
+            self._used += size
+        self.make_room(0)
+
+    def identity(self, sha256: bytes, size: int) -> Identity:
+        """What a file of this content must say of itself."""
+        return Identity(self._store_id, sha256, size)
+
+    def has(self, blob: BlobNo) -> bool:
+        """Whether there is a file, as far as is known."""
+        return blob in self._files
+
+    def read(self, blob: BlobNo, identity: Identity, start: int, end: int) -> memoryview | None:
+        """Bytes [start, end) of a blob, verified; None when there is no file that has them.
+
+        A file with a single wrong byte in what was read is removed.
+        """
+        with self._lock:
+            if blob not in self._files:
+                return None
+            self._files.move_to_end(blob)
+        try:
+            fd = self._disk.open(self._path(blob), os.O_RDONLY)
+        except CafsError as error:
+            self._mistrust(blob, error)
+            return None
+        try:
+            data = cachefile.read(self._disk, fd, identity, start, end)
+            self.hits += 1
+            return data
+        except CafsError as error:
+            self._mistrust(blob, error)
+            return None
+        finally:
+            self._disk.close(fd)
+
+    def _mistrust(self, blob: BlobNo, error: CafsError) -> None:
+        if not isinstance(error, NotFoundError):
+            self.damaged += 1
+            log.warning("%s: %s; it is made anew", self._path(blob), error)
+        self.drop(blob)
+
+    def begin(self, blob: BlobNo, size: int) -> int | None:
+        """A descriptor for a new file of a blob of *size* bytes; None where it has no room.
+
+        It is the caller's until it goes back with :meth:`finish` or :meth:`give_up`.
+        """
+        need = cachefile.file_size(size)
+        if need > self._limit:
+            return None
+        with self._lock:
+            self._growing += need
+        self.make_room(0)
+        fd = None
+        try:
+            if self._disk.free_bytes(self.directory) - need >= SPARE:
+                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+                fd = self._disk.open(self._path(blob, _NEW), flags, 0o600)
+        except CafsError as error:
+            log.debug("%s", error)
+        if fd is None:
+            with self._lock:
+                self._growing -= need
+        return fd
+
+    def finish(self, blob: BlobNo, size: int, fd: int) -> None:
+        """The file is whole: from now on it is found.  *fd* is closed."""
+        need = cachefile.file_size(size)
+        with self._lock:
+            self._growing -= need
+        try:
+            self._disk.close(fd)
+            self._disk.rename(self._path(blob, _NEW), self._path(blob))
+        except CafsError as error:
+            log.info("%s", error)
+            self._remove(self._path(blob, _NEW))
+            return
+        with self._lock:
+            self._used += need - self._files.pop(blob, 0)
+            self._files[blob] = need
+
+    def give_up(self, blob: BlobNo, size: int, fd: int) -> None:
+        """The file will not become whole: it goes.  *fd* is closed."""
+        with self._lock:
+            self._growing -= cachefile.file_size(size)
+        try:
+            self._disk.close(fd)
+        except CafsError as error:
+            log.debug("%s", error)
+        self._remove(self._path(blob, _NEW))
+
+    def drop(self, blob: BlobNo) -> int:
+        """Remove a blob's file if there is one; how many bytes that gives back."""
+        with self._lock:
+            size = self._files.pop(blob, None)
+            if size is None:
+                return 0
+            self._used -= size
+        self._remove(self._path(blob))
+        return size
+
+    def make_room(self, most: int | None = None) -> int:
+        """Remove files, the least recently used first; how many bytes that gives back.
+
+        At least *most* bytes if there are so many, and in any case what is above the limit.
+        None: everything.
+        """
+        given = 0
+        while True:
+            with self._lock:
+                over = self._used + self._growing > self._limit
+                if not self._files or not (over or most is None or given < most):
+                    return given
+                oldest = next(iter(self._files))
+            given += self.drop(oldest)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            self._disk.unlink(path)
+        except CafsError as error:
+            log.debug("%s", error)
+
+    def _path(self, blob: BlobNo, suffix: str = "") -> Path:
+        return self.directory / f"{blob:012x}{suffix}"
+
+
+def _number(name: str) -> BlobNo | None:
+    if len(name) != 12:
+        return None
+    try:
+        return BlobNo(int(name, 16))
+    except ValueError:
+        return None

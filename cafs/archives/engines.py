@@ -1,0 +1,385 @@
+"""The engines of one store: which there are, which may be used for what, and copies of them.
+
+Finds the machine's gzip and zlib, knows them by the SHA-256 of their files, and tells them
+apart from what the index says was used.  Keeps a copy of each program that something stored
+needs in ``STORE/engines``, so that an upgrade of the machine takes nothing away.
+
+Invariant: a program is used to take archives apart only if nothing stored was made with
+another of its kind, or if it was proven to make the same bytes.  For rebuilding any may be
+tried, because every rebuilt byte is verified before somebody sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from cafs.archives import gnu_gzip, zlib_engine
+from cafs.archives.engine import Engine, Params
+from cafs.archives.engine_record import EngineRecord
+from cafs.archives.gnu_gzip import GnuGzip
+from cafs.archives.program import Program
+from cafs.archives.trial import compress
+from cafs.archives.zlib_engine import ZlibEngine
+from cafs.durable import Disk
+from cafs.errors import CafsError, EngineError, from_os_error
+
+log = logging.getLogger(__name__)
+
+DIRECTORY: Final = "engines"
+"""In the store."""
+
+_IDENTIFY: Final[Mapping[str, Callable[[Program], Engine]]] = {
+    gnu_gzip.KIND: GnuGzip.identify,
+    zlib_engine.KIND: ZlibEngine.identify,
+}
+_TRY_PARAMS: Final = {gnu_gzip.KIND: Params(6).pack(), zlib_engine.KIND: Params(6, 8).pack()}
+_TRY_BYTES: Final = hashlib.shake_128(b"cafs").hexdigest(40_000).encode() * 2
+
+RecordWriter = Callable[[int, bytes], None]
+"""Puts the record of an engine's number into the index; on the event loop."""
+
+
+class State(Enum):
+    """What an engine of the machine may be used for."""
+
+    READY = "ready"
+    UNPROVEN = "unproven"
+    """Another program than the one that something stored was made with: nothing new is taken
+    apart with it until a sample was rebuilt."""
+    REFUSED = "refused"
+    """It was found to make other bytes."""
+    MISSING = "missing"
+    """There is none of this kind."""
+
+
+class EngineStatus(NamedTuple):
+    """One line about an engine, for people and for JSON."""
+
+    kind: str
+    state: str
+    """Of the machine's program of this kind; ``kept`` for a copy in the store that is used in
+    its place, ``lost`` for what is stored and cannot be rebuilt by anything here."""
+    version: str
+    program: str
+    """Path."""
+    sha256: str
+    number: int
+    """Of the record in the index; 0 while nothing stored needs it."""
+    why: str
+
+
+class PendingProof(NamedTuple):
+    """An engine that has to show that it makes the same bytes as what is recorded."""
+
+    engine: Engine
+    number: int
+    """Rebuild blobs that have made parts with this number, with that engine."""
+
+
+class _Machine:
+    """The machine's program of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.engine: Engine | None = None
+        self.state = State.MISSING
+        self.number = 0
+        self.why = ""
+
+
+class Engines:
+    """See above.  Belongs to the event loop, but for those methods that say that they block."""
+
+    def __init__(
+        self,
+        store: Path,
+        write: RecordWriter,
+        disk: Disk,
+        programs: Mapping[str, Path] | None = None,
+    ) -> None:
+        """*programs* stand in for what the machine has, by kind."""
+        self._store = store
+        self._directory = store / DIRECTORY
+        self._write = write
+        self._disk = disk
+        self._programs = programs
+        self._records: dict[int, EngineRecord] = {}
+        self._machine = {kind: _Machine(kind) for kind in _IDENTIFY}
+        self._rebuilders: dict[int, Engine] = {}
+        self._kept: set[str] = set()
+
+    def open(self, records: Mapping[int, bytes]) -> None:
+        """Find the programs, and take over what the index has under which number.
+
+        Blocks, for a few hundredths of a second.  Raises IndexDamagedError; a program that is
+        missing or fails is a state and not an error.
+        """
+        self._records = {
+            number: EngineRecord.unpack(number, value) for number, value in records.items()
+        }
+        for machine in self._machine.values():
+            self._look(machine)
+        for number, record in self._records.items():
+            engine = self._find_rebuilder(record)
+            if engine is not None:
+                self._rebuilders[number] = engine
+            else:
+                log.error("engine %d (%s) is lost: see cafs status", number, record.version)
+        for machine in self._machine.values():
+            self._judge(machine)
+
+    # -- taking apart
+
+    def anew(self) -> list[Engine]:
+        """Those that archives may be taken apart with now."""
+        return [
+            machine.engine
+            for machine in self._machine.values()
+            if machine.engine is not None and machine.state is State.READY
+        ]
+
+    def keep(self, engine: Engine) -> None:
+        """Keep a copy of the program in the store, durably; quick if there is one.
+
+        Before number().  Blocks.  Raises DiskFullError and its kin.
+        """
+        name = engine.program.sha256
+        if name in self._kept:
+            return
+        path = self._directory / name
+        try:
+            kept = Program.read(path)
+        except EngineError:
+            kept = None
+        if kept is None or kept.sha256 != name:
+            try:
+                self._directory.mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise from_os_error(error, f"make the directory {self._directory}") from error
+            self._disk.sync_directory(self._store)
+            self._disk.write_file(path, engine.program.content, 0o755)
+        self._kept.add(name)
+
+    def number(self, engine: Engine) -> int:
+        """The number for made parts; it is recorded, if it was not, with the next commit.
+
+        Raises :class:`EngineError` for an engine that may not be used, or is not kept.
+        """
+        machine = self._machine[engine.kind]
+        if machine.engine is not engine or machine.state is not State.READY:
+            raise EngineError(f"{engine.version} may not be used to take archives apart")
+        if engine.program.sha256 not in self._kept:
+            raise EngineError(f"{engine.version} was not kept")
+        if not machine.number:
+            machine.number = max(self._records, default=0) + 1
+            record = EngineRecord(engine.kind, engine.version, (engine.program.sha256,))
+            self._put(machine.number, record)
+            self._rebuilders[machine.number] = engine
+        return machine.number
+
+    # -- rebuilding
+
+    def rebuilder(self, number: int) -> Engine:
+        """The engine for made parts with this number.
+
+        Raises :class:`EngineError` when there is none that can be run.
+        """
+        engine = self._rebuilders.get(number)
+        if engine is not None:
+            return engine
+        record = self._records.get(number)
+        what = f"{record.version} (engine {number})" if record else f"engine {number}"
+        raise EngineError(
+            f"{what} is neither on this machine nor in {self._directory}",
+            advice="install that version, or put its program file back there from a backup",
+        )
+
+    def record(self, number: int) -> EngineRecord | None:
+        """What is recorded under a number."""
+        return self._records.get(number)
+
+    # -- after an upgrade of the machine
+
+    def pending_proof(self) -> list[PendingProof]:
+        """What has to be proven before more is taken apart.
+
+        Then one of proven(), refused() or unneeded() is to be called.
+        """
+        return [
+            PendingProof(machine.engine, self._latest(machine.kind))
+            for machine in self._machine.values()
+            if machine.engine is not None and machine.state is State.UNPROVEN
+        ]
+
+    def proven(self, proof: PendingProof) -> None:
+        """A sample came out the same.  keep() has to be called before.
+
+        Raises :class:`EngineError` if it is not kept.
+        """
+        engine = proof.engine
+        name = engine.program.sha256
+        if name not in self._kept:
+            raise EngineError(f"{engine.version} was not kept")
+        record = self._records[proof.number]
+        if name not in record.programs:
+            self._put(proof.number, record._replace(programs=(*record.programs, name)))
+        machine = self._machine[engine.kind]
+        machine.state, machine.number, machine.why = State.READY, proof.number, ""
+        self._rebuilders.setdefault(proof.number, engine)
+        log.info("%s makes the same bytes as %s", engine.version, record.version)
+
+    def refused(self, proof: PendingProof, why: str) -> None:
+        """It makes other bytes, or fails: nothing new is taken apart with it."""
+        machine = self._machine[proof.engine.kind]
+        machine.state, machine.why = State.REFUSED, why
+        log.error(
+            "%s does not make the same bytes as engine %d (%s): nothing more is taken apart "
+            "with it, and what is stored needs the copy in %s",
+            proof.engine.version,
+            proof.number,
+            why,
+            self._directory,
+        )
+
+    def unneeded(self, proof: PendingProof) -> None:
+        """Nothing stored needs what is recorded: the engine gets a record of its own."""
+        machine = self._machine[proof.engine.kind]
+        machine.state, machine.number, machine.why = State.READY, 0, ""
+
+    # -- for people
+
+    def status(self) -> list[EngineStatus]:
+        """The machine's engines, and kept ones that are used in their place or that are lost."""
+        lines = []
+        for machine in self._machine.values():
+            engine = machine.engine
+            version, path, sha256 = _about(engine)
+            state = machine.state.value
+            if engine is not None and engine.program.path.parent == self._directory:
+                state = "kept"
+            lines.append(
+                EngineStatus(
+                    machine.kind, state, version, path, sha256, machine.number, machine.why
+                )
+            )
+        shown = {(line.kind, line.number) for line in lines}
+        for number, record in sorted(self._records.items()):
+            if (record.kind, number) in shown:
+                continue
+            engine = self._rebuilders.get(number)
+            version, path, sha256 = _about(engine)
+            state = "kept" if engine is not None else "lost"
+            why = "" if engine is not None else "what was made with it cannot be read"
+            lines.append(
+                EngineStatus(
+                    record.kind,
+                    state,
+                    version or record.version,
+                    path,
+                    sha256 or record.programs[0],
+                    number,
+                    why,
+                )
+            )
+        return lines
+
+    # -- inside
+
+    def _put(self, number: int, record: EngineRecord) -> None:
+        self._write(number, record.pack())
+        self._records[number] = record
+
+    def _latest(self, kind: str) -> int:
+        """The newest record of a kind; 0 if there is none."""
+        return max((n for n, record in self._records.items() if record.kind == kind), default=0)
+
+    def _look(self, machine: _Machine) -> None:
+        try:
+            path = find_program(machine.kind) if self._programs is None else None
+            if self._programs is not None:
+                path = self._programs.get(machine.kind)
+            if path is None:
+                machine.why = "there is none"
+                return
+            machine.engine = _identify(machine.kind, Program.read(path))
+        except CafsError as error:
+            machine.why = str(error)
+
+    def _find_rebuilder(self, record: EngineRecord) -> Engine | None:
+        found = self._machine.get(record.kind)
+        own = found.engine if found is not None else None
+        for name in record.programs:
+            if own is not None and own.program.sha256 == name:
+                return own
+            if record.kind not in _IDENTIFY:
+                continue
+            try:
+                program = Program.read(self._directory / name)
+                if program.sha256 != name:
+                    raise EngineError(f"{program.path} is not what was kept there")
+                engine = _identify(record.kind, program)
+            except EngineError as error:
+                log.warning("a kept engine cannot be used: %s", error)
+                continue
+            self._kept.add(name)
+            return engine
+        # The last resort: it may make the same, and if it does not, that will be seen.
+        return own
+
+    def _judge(self, machine: _Machine) -> None:
+        """What the machine's engine may be used for, by what is recorded."""
+        latest = self._latest(machine.kind)
+        if machine.engine is None:
+            # gzip was removed from the machine: the copy is as good as ever.
+            engine = self._rebuilders.get(latest)
+            if engine is not None:
+                machine.engine, machine.state, machine.number = engine, State.READY, latest
+            return
+        name = machine.engine.program.sha256
+        numbers = [n for n, record in self._records.items() if name in record.programs]
+        if numbers:
+            machine.state, machine.number = State.READY, max(numbers)
+        elif latest:
+            machine.state = State.UNPROVEN
+            machine.why = f"is another program than that of engine {latest}"
+        else:
+            machine.state = State.READY
+
+
+def find_program(kind: str) -> Path | None:
+    """The file of the machine's program of a kind; None if there is none.
+
+    Raises :class:`EngineError` when the loader has no zlib.
+    """
+    if kind == zlib_engine.KIND:
+        return zlib_engine.machine_library()
+    # A daemon may be started with no PATH at all.
+    found = shutil.which("gzip") or shutil.which("gzip", path=os.defpath)
+    return Path(found) if found else None
+
+
+def _identify(kind: str, program: Program) -> Engine:
+    """The engine that a program is; it has made a stream that holds what it should."""
+    engine = _IDENTIFY[kind](program)
+    made = compress(engine, _TRY_PARAMS[kind], _TRY_BYTES, background=False)
+    try:
+        sound = zlib.decompress(made, -zlib.MAX_WBITS) == _TRY_BYTES
+    except zlib.error:
+        sound = False
+    if not sound:
+        raise EngineError(f"{program.path} ({engine.version}) makes no sound streams")
+    return engine
+
+
+def _about(engine: Engine | None) -> tuple[str, str, str]:
+    if engine is None:
+        return "", "", ""
+    return engine.version, str(engine.program.path), engine.program.sha256

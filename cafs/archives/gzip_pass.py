@@ -1,0 +1,181 @@
+"""A gzip file read from start to end: its deflate streams into an inner blob, cut at tar members.
+
+Invariant: the segments, in order, are the whole file.  Anything else about it than whole members
+of gzip, one after the other, and little behind them is a reason to leave it as it is.
+Runs in worker threads, one call at a time; blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from cafs.archives import bytecode, gnu_gzip
+from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
+from cafs.archives.gzip_format import Begin, End, Event, GzipReader, Header, Kept, Raw
+from cafs.archives.inner import InnerWriter
+from cafs.archives.segments import Bounds, LeftError, Segment
+from cafs.archives.tar_format import Kind, Stretch, TarSplitter
+from cafs.archives.trial import Guess, Sample
+from cafs.blobs import recipe
+
+STEP: Final = 8 << 10
+"""Bytes that are fed at once until the engine is known: so that the sample's two sides match."""
+TRAILING_MAX: Final = 64 << 10
+"""Bytes behind the last member that are kept beside; more is no gzip file."""
+HEADER_MAX: Final = 4 << 10
+"""The longest header that is kept in a recipe."""
+PROGRAMS_MAX: Final = 64
+"""Members that take a process of their own to be made again."""
+MEMBERS_MAX: Final = 10_000
+
+Guesser = Callable[[Sample, Header], list[Guess]]
+
+
+class GzipPass:
+    """Takes one file."""
+
+    def __init__(
+        self, inner: InnerWriter, outer: InnerWriter, guesser: Guesser, bounds: Bounds
+    ) -> None:
+        """*inner* takes what is inside, *outer* those bytes of the file that nobody makes."""
+        self._inner = inner
+        self._outer = outer
+        self._guesser = guesser
+        self._bounds = bounds
+        self._gzip = GzipReader()
+        self._tar = TarSplitter()
+        self._lag = b""
+        """Raw bytes that no stretch accounts for yet."""
+        self._begins = True
+        """Whether the next bytes of a member are its first ones."""
+        self._segments: list[Segment] = []
+        self._stream: DeflatedStream | None = None
+        self._recent = b""
+        """The bytes that are being pushed, and where they begin in the file."""
+        self._recent_at = 0
+        self._trailing = bytearray()
+        self._rest = -1
+        self._begun = 0
+        self._raw_seen = 0
+
+    def push(self, data: bytes) -> None:
+        """The next bytes of the file.  Raises LeftError, DiskFullError and its kin."""
+        at = 0
+        while at < len(data):
+            slow = self._stream is None or not self._stream.known
+            piece = data[at : at + STEP] if slow else data[at:]
+            self._push(piece)
+            at += len(piece)
+
+    def _push(self, piece: bytes) -> None:
+        self._recent = piece
+        if self._rest >= 0:
+            self._trail(piece)
+        if self._stream is not None:
+            self._stream.feed(piece)
+        for event in self._gzip.push(piece):
+            self._take(event)
+        if self._stream is not None:
+            self._stream.advance()
+        self._recent_at += len(piece)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Raw):
+            self._raw_seen += len(event.data)
+            self._bounds.check(self._raw_seen, self._recent_at + len(self._recent))
+            assert self._stream is not None
+            try:
+                self._stream.raw(event.data)
+            except NoEngineError:
+                raise LeftError("no engine makes this stream") from None
+        elif isinstance(event, Kept):
+            if len(event.data) > HEADER_MAX:
+                raise LeftError("a header of unusual length")
+            for low in range(0, len(event.data), recipe.LITERAL_MAX):
+                self._segments.append(recipe.literal(event.data[low : low + recipe.LITERAL_MAX]))
+        elif isinstance(event, Begin):
+            self._begin(event)
+        elif isinstance(event, End):
+            assert self._stream is not None
+            try:
+                self._segments.append(self._stream.end(event.length))
+            except NoEngineError:
+                raise LeftError("no engine makes this stream") from None
+            self._stream = None
+        else:
+            self._leave_rest(event.start, event.reason)
+
+    def _begin(self, event: Begin) -> None:
+        self._begun += 1
+        if self._begun > MEMBERS_MAX:
+            raise LeftError("too many members")
+
+        def guess(sample: Sample) -> list[Guess]:
+            return self._guesser(sample, event.header)
+
+        # What the splitter holds back is not lost: it belongs to the stream it came from, and
+        # both come out in the same order.
+        self._stream = DeflatedStream(self._raw_seen, guess, self._emit)
+        self._stream.feed(self._recent[event.start - self._recent_at :])
+
+    def _leave_rest(self, start: int, reason: str) -> None:
+        if not self._segments or self._stream is not None or isinstance(self._segments[-1], Stream):
+            raise LeftError(f"no whole gzip file: {reason}")
+        self._rest = start
+        # All but a few bytes of it are still at hand: a header is short.
+        if start < self._recent_at:
+            raise LeftError("trailing bytes that begin like a header")
+        self._trail(self._recent[start - self._recent_at :])
+
+    def _trail(self, data: bytes) -> None:
+        self._trailing += data
+        if len(self._trailing) > TRAILING_MAX:
+            raise LeftError("more than an archive: many bytes follow it")
+
+    def _emit(self, raw: bytes) -> None:
+        self._route(self._tar.push(raw), raw)
+
+    def _route(self, stretches: list[Stretch], raw: bytes) -> None:
+        data = self._lag + raw if self._lag else raw
+        at = 0
+        for number, (kind, length) in enumerate(stretches):
+            piece = data[at : at + length]
+            at += length
+            if kind is Kind.HEADER:
+                self._inner.header(piece)
+                self._begins = True
+            else:
+                follows = number + 1 < len(stretches)
+                self._member(piece, final=follows)
+                self._begins = follows
+        self._lag = data[at:]
+
+    def _member(self, piece: bytes, *, final: bool) -> None:
+        at = 0
+        if self._begins:
+            for start, end in bytecode.varying(piece):
+                self._inner.data(piece[at:start], final=True)
+                self._inner.header(piece[start:end])
+                at = end
+        self._inner.data(piece[at:], final=final)
+
+    def finish(self) -> list[Segment]:
+        """The file has ended: what it consists of.
+
+        Raises LeftError, DiskFullError and its kin.
+        """
+        for event in self._gzip.finish():
+            self._take(event)
+        self._route(self._tar.finish(), b"")
+        streams = [each for each in self._segments if isinstance(each, Stream)]
+        if not streams:
+            raise LeftError("no gzip member")
+        programs = sum(each.guesses[0].engine.kind == gnu_gzip.KIND for each in streams)
+        if programs > PROGRAMS_MAX:
+            raise LeftError("too many members")
+        if self._trailing:
+            self._outer.data(bytes(self._trailing), final=True)
+            self._outer.finish()
+            self._segments += self._outer.take_all()
+        return self._segments

@@ -1,0 +1,140 @@
+"""Content of blobs for commands that look at a store by themselves: no event loop, no cache.
+
+As cafs.archives.rebuild, in one thread and straight on.  Invariant: every byte that is given out
+was verified: chunks by their checksum, made parts by theirs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from cafs.archives.engines import Engines
+from cafs.archives.rebuild import Stream
+from cafs.blobs import recipe
+from cafs.blobs.blobs import Blobs
+from cafs.blobs.recipe import Part
+from cafs.durable import Disk
+from cafs.errors import IndexDamagedError, RebuildError
+from cafs.index import layout
+from cafs.index.layout import BLOB_AGED
+from cafs.types import BlobNo, ChunkNo, Extent
+
+_PIECE: Final = 1 << 20
+_KEPT: Final = 8
+"""Chunks that slices come from, and are kept for the next of them."""
+
+ReadChunk = Callable[[ChunkNo, Extent], bytes]
+"""A chunk's bytes, verified.  Raises ChunkDamagedError."""
+
+
+class Offline:
+    """Reads blobs of one commit."""
+
+    def __init__(self, store: Path, blobs: Blobs, read_chunk: ReadChunk) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._read_chunk = read_chunk
+        self._kept: dict[ChunkNo, bytes] = {}
+        self._engines: Engines | None = None
+
+    def content(self, number: BlobNo) -> Iterator[bytes]:
+        """A blob's bytes, piece by piece.
+
+        Raises ChunkDamagedError, and RebuildError and EngineError for one that was taken apart.
+        """
+        record = self._blobs.get(number)
+        parts = self._blobs.parts_of(number, record, 0, record.size)
+        if not record.flags & BLOB_AGED:
+            for _, part in parts:
+                yield from self.stored(part)
+            return
+        left = deque(part for _, part in parts)
+        while left:
+            if left[0].kind == recipe.MADE:
+                yield from self._made(left, record.mate)
+            else:
+                yield from self.stored(left.popleft())
+
+    def range(self, number: BlobNo, start: int, end: int) -> Iterator[bytes]:
+        """Bytes [start, end) of a blob that was not taken apart."""
+        for begin, part in self._blobs.parts(number, start, end):
+            at = begin
+            for piece in self.stored(part):
+                low, high = max(start - at, 0), min(end - at, len(piece))
+                if low < high:
+                    yield piece[low:high]
+                at += len(piece)
+
+    def stored(self, part: Part) -> Iterator[bytes]:
+        """The bytes of a part that has not to be made."""
+        if part.kind == recipe.MADE:
+            raise IndexDamagedError("a recipe has a made part, and its blob is not aged")
+        number = ChunkNo(part.ref)
+        if part.kind == recipe.CHUNK:
+            yield self._read_chunk(number, self._blobs.chunks.get(number).extent)
+        elif part.kind == recipe.SLICE:
+            offset = recipe.slice_offset(part)
+            data = self._gathered(number)[offset : offset + part.length]
+            if len(data) != part.length:
+                raise IndexDamagedError(f"a slice ends behind the end of chunk {number}")
+            yield data
+        else:
+            # A hole may be longer than memory.
+            for low in range(0, part.length, _PIECE):
+                yield recipe.expand(part, low, min(part.length, low + _PIECE))
+
+    def _gathered(self, number: ChunkNo) -> bytes:
+        data = self._kept.get(number)
+        if data is None:
+            data = self._read_chunk(number, self._blobs.chunks.get(number).extent)
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[number] = data
+        return data
+
+    def _made(self, left: deque[Part], inner: BlobNo) -> Iterator[bytes]:
+        """The bytes of the made parts that one run of an engine gives."""
+        how = recipe.made(left[0])
+        if how.position:
+            raise RebuildError("the recipe begins in the middle of a stream")
+        stream = Stream(how, self._ready().rebuilder(how.engine), background=True)
+        while left and left[0].kind == recipe.MADE:
+            if not stream.add(left[0].length, recipe.made(left[0])):
+                break
+            left.popleft()
+        done: list[bytes] = []
+
+        def sink(data: bytes | memoryview) -> None:
+            done.append(bytes(data))
+
+        given = 0
+        try:
+            for piece in self.range(inner, how.start, how.start + how.raw_length):
+                given += len(piece)
+                stream.work(piece, given == how.raw_length, sink)
+                yield from done
+                done.clear()
+            if not how.raw_length:
+                stream.work(b"", True, sink)
+                yield from done
+            if given != how.raw_length:
+                raise RebuildError("the inner blob is too short")
+        finally:
+            stream.close()
+
+    def _ready(self) -> Engines:
+        if self._engines is None:
+            records: dict[int, bytes] = {}
+            overlay = self._blobs.overlay
+            while value := overlay.get(layout.META, layout.engine_key(len(records) + 1)):
+                records[len(records) + 1] = value
+            self._engines = Engines(self._store, _no_writer, Disk())
+            self._engines.open(records)
+        return self._engines
+
+
+def _no_writer(_number: int, _value: bytes) -> None:
+    raise AssertionError("who only looks records no engine")

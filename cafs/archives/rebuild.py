@@ -1,0 +1,263 @@
+"""From the parts of an aged blob back to its bytes, in order and verified.
+
+A machine that goes step by step, driven from the event loop; engines run in worker threads.
+Invariant: what is handed out has the checksum that was taken of these bytes when the archive
+was taken apart (made parts), or that of its chunk; and never more than a few MiB are in memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import islice
+from typing import Final
+
+import trio
+import xxhash
+
+from cafs.archives.engine import FEED_SIZE, Compressor, Engine
+from cafs.blobs import recipe
+from cafs.blobs.blobs import Blobs
+from cafs.blobs.recipe import Made, Part
+from cafs.errors import RebuildError
+from cafs.types import BlobNo
+from cafs.workers import Workers
+
+STEP: Final = 4 * FEED_SIZE
+"""Raw bytes that one step takes: a few hundredths of a second of GNU gzip's time."""
+
+PARTS_AT_ONCE: Final = 512
+"""Parts that are looked up without letting others in: a few milliseconds."""
+
+Fetch = Callable[[int, int], Awaitable[bytes | memoryview]]
+"""Bytes [start, end) of a blob, verified."""
+Sink = Callable[[bytes | memoryview], None]
+"""Takes the next bytes, in a worker thread.  What it raises ends the rebuild."""
+EngineOf = Callable[[int], Engine]
+"""The engine of a number in made parts.  Raises EngineError."""
+
+
+async def recipe_of(blobs: Blobs, blob: BlobNo) -> list[Part]:
+    """All parts of a blob, without holding up the event loop for those of a large one.
+
+    If somebody changes the recipe meanwhile it is neither: whoever asks has to look again.
+    """
+    parts: list[Part] = []
+    at, size = 0, blobs.get(blob).size
+    while at < size:
+        some = [part for _, part in islice(blobs.parts(blob, at, size), PARTS_AT_ONCE)]
+        if not some:
+            break
+        parts += some
+        at += recipe.total_length(some)
+        if at < size:
+            await trio.lowlevel.checkpoint()
+    return parts
+
+
+class Stream:
+    """The made parts that come from one run of an engine."""
+
+    def __init__(self, how: Made, engine: Engine, background: bool) -> None:
+        self.how = how
+        self._engine = engine
+        self._background = background
+        self.parts: deque[tuple[int, int]] = deque()
+        """Length and check of each that is still to come."""
+        self.length = 0
+        self.fed = 0
+        self._out = bytearray()
+        self._compressor: Compressor | None = None
+
+    def add(self, length: int, how: Made) -> bool:
+        """One more part, if it is of this stream and the next."""
+        if how != self.how._replace(check=how.check, position=self.length):
+            return False
+        self.parts.append((length, how.check))
+        self.length += length
+        return True
+
+    def work(self, data: bytes | memoryview, last: bool, sink: Sink) -> None:
+        """Feed the next raw bytes, hand on what is whole and right.  In a worker thread."""
+        if self._compressor is None:
+            self._compressor = self._engine.compressor(self.how.params, background=self._background)
+        view = memoryview(data)
+        for start in range(0, len(view), FEED_SIZE):
+            self._take(self._compressor.feed(view[start : start + FEED_SIZE]), sink)
+        if last:
+            self._take(self._compressor.finish(), sink)
+            self.close()
+            if self._out or self.parts:
+                raise RebuildError("the engine made a stream of another length")
+
+    def _take(self, made: bytes, sink: Sink) -> None:
+        self._out += made
+        while self.parts and len(self._out) >= self.parts[0][0]:
+            length, check = self.parts.popleft()
+            piece = bytes(memoryview(self._out)[:length])
+            del self._out[:length]
+            if xxhash.xxh3_64_intdigest(piece) != check:
+                raise RebuildError("the engine made other bytes than it once did")
+            sink(piece)
+        if not self.parts and self._out:
+            raise RebuildError("the engine made a stream of another length")
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        if self._compressor is not None:
+            self._compressor.close()
+            self._compressor = None
+
+
+class Rebuild:
+    """One run over all parts.  Belongs to the event loop."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        outer: Fetch,
+        inner: Fetch,
+        engine_of: EngineOf,
+        workers: Workers,
+        sink: Sink,
+        *,
+        background: bool,
+    ) -> None:
+        """*outer* is asked for those bytes of the blob that lie in chunks; *inner* for the rest."""
+        self._parts = deque(parts)
+        self._outer = outer
+        self._inner = inner
+        self._engine_of = engine_of
+        self._workers = workers
+        self._sink = sink
+        self._background = background
+        self._stream: Stream | None = None
+        self._at = 0
+        """First byte of the next part."""
+
+    async def step(self) -> bool:
+        """Hand on some more bytes, or come closer to that; False when all are through.
+
+        Raises RebuildError, EngineError, ChunkDamagedError and what the sink raises.  After that,
+        and when it is cancelled, only close() may follow.
+        """
+        if self._stream is not None:
+            await self._advance(self._stream)
+        elif self._parts:
+            await self._next()
+        return self._stream is not None or bool(self._parts)
+
+    async def _advance(self, stream: Stream) -> None:
+        """Feed a stream that is too long for one step."""
+        how = stream.how
+        low, high = stream.fed, min(stream.fed + STEP, how.raw_length)
+        data = await self._raw(how.start + low, how.start + high)
+        last = high == how.raw_length
+        await self._workers.run(lambda: stream.work(data, last, self._sink))
+        stream.fed = high
+        if last:
+            self._stream = None
+
+    async def _next(self) -> None:
+        """Take as many parts as make a step: zips have thousands of short streams."""
+        batch: list[bytes | memoryview | Stream] = []
+        size = 0
+        while self._parts and size < STEP:
+            part = self._parts[0]
+            if part.kind == recipe.MADE:
+                raw_length = recipe.made(part).raw_length
+                if raw_length > STEP and batch:
+                    break
+                stream = self._begin()
+                if raw_length > STEP:
+                    self._stream = stream
+                    await self._advance(stream)
+                    return
+                batch.append(stream)
+                size += raw_length
+            elif part.length <= STEP:
+                batch.append(await self._given(part, 0, part.length))
+                size += part.length
+                self._pass_by()
+            elif batch:
+                break
+            else:
+                for low in range(0, part.length, STEP):
+                    data = await self._given(part, low, min(part.length, low + STEP))
+                    await self._workers.run(partial(self._sink, data))
+                self._pass_by()
+                return
+        await self._work(batch)
+
+    async def _work(self, batch: Sequence[bytes | memoryview | Stream]) -> None:
+        streams = [each for each in batch if isinstance(each, Stream)]
+        # Streams that follow each other in the archive mostly do so in the inner blob.
+        low = min((each.how.start for each in streams), default=0)
+        high = max((each.how.start + each.how.raw_length for each in streams), default=0)
+        raw: list[bytes | memoryview]
+        if high - low <= 2 * STEP:
+            all_of_it = memoryview(await self._raw(low, high))
+            places = [each.how.start - low for each in streams]
+            raw = [
+                all_of_it[place : place + each.how.raw_length]
+                for place, each in zip(places, streams, strict=True)
+            ]
+        else:
+            raw = [
+                await self._raw(each.how.start, each.how.start + each.how.raw_length)
+                for each in streams
+            ]
+
+        def work() -> None:
+            data = iter(raw)
+            for each in batch:
+                if isinstance(each, Stream):
+                    try:
+                        each.work(next(data), True, self._sink)
+                    finally:
+                        each.close()
+                else:
+                    self._sink(each)
+
+        await self._workers.run(work)
+
+    async def _raw(self, low: int, high: int) -> bytes | memoryview:
+        data = await self._inner(low, high) if low < high else b""
+        if len(data) != high - low:
+            raise RebuildError("the inner blob is too short")
+        return data
+
+    async def _given(self, part: Part, low: int, high: int) -> bytes | memoryview:
+        """Bytes [low, high) of the next part, which no engine makes."""
+        data: bytes | memoryview
+        if recipe.KINDS[part.kind].expand is not None:
+            data = recipe.expand(part, low, high)
+        else:
+            data = await self._outer(self._at + low, self._at + high)
+        if len(data) != high - low:
+            raise RebuildError("a part of the recipe is too short")
+        return data
+
+    def _pass_by(self) -> None:
+        self._at += self._parts.popleft().length
+
+    def _begin(self) -> Stream:
+        how = recipe.made(self._parts[0])
+        if how.position:
+            raise RebuildError("the recipe begins in the middle of a stream")
+        stream = Stream(how, self._engine_of(how.engine), self._background)
+        while self._parts and self._parts[0].kind == recipe.MADE:
+            part = self._parts[0]
+            if not stream.add(part.length, recipe.made(part)):
+                break
+            self._at += part.length
+            self._parts.popleft()
+        return stream
+
+    async def close(self) -> None:
+        """Let go of the engine, whose process may take a moment to end."""
+        stream, self._stream = self._stream, None
+        self._parts.clear()
+        if stream is not None:
+            await self._workers.run(stream.close)

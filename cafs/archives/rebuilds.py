@@ -1,0 +1,347 @@
+"""Readers of aged blobs: each blob is rebuilt once for all who read it at the moment.
+
+A rebuild is driven by its readers: whoever waits for bytes takes the next step, so where nobody
+waits nothing runs, and a reader that goes away needs no telling.  What was made stays in the
+cache if the blob was read to its end; else it goes, with the engine, some time after the last
+reader.  Belongs to the event loop.  Invariant: bytes are given out only when their checksum was
+right, and the last of a blob only when the SHA-256 of all of it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from cafs.archives.cache import Cache
+from cafs.archives.cachefile import Identity
+from cafs.archives.growing import BehindError, Growing
+from cafs.archives.rebuild import EngineOf, Rebuild, recipe_of
+from cafs.archives.uses import Uses
+from cafs.blobs.blobs import Blobs
+from cafs.blobs.reader import Reader
+from cafs.clock import Clock
+from cafs.durable import Disk
+from cafs.errors import CafsError, EngineError, RebuildError
+from cafs.index.layout import BLOB_AGED, BlobRecord
+from cafs.types import BlobNo
+from cafs.workers import Workers
+
+log = logging.getLogger(__name__)
+
+RUNS_MAX: Final = 8
+"""Rebuilds that are there at the same time, paused ones included: each may be a process."""
+IDLE_MAX_S: Final = 60.0
+"""How long one waits for its next reader.  A slow client is one with long pauses."""
+GIVES_WAY_S: Final = 2.0
+"""How long one must have been idle to be ended for the sake of another."""
+LOOK_S: Final = 1.0
+PIECE_MAX: Final = 4 << 20
+"""Bytes that are waited for at once: less than what is kept in memory where there is no file."""
+ATTEMPTS: Final = 8
+
+
+class Run:
+    """One rebuild of one blob, as far as it has come."""
+
+    def __init__(
+        self, blob: BlobNo, inner: BlobNo, identity: Identity, growing: Growing, clock: Clock
+    ) -> None:
+        self.blob = blob
+        self.inner = inner
+        self.growing = growing
+        self.waiting = 0
+        """Readers that are in read()."""
+        self.last_used = clock.monotonic()
+        self.failed: CafsError | None = None
+        self.rebuild: Rebuild | None = None
+        self.lock = trio.Lock()
+        self.tried = 0
+        self.whole = False
+        self._clock = clock
+        self._identity = identity
+        self._sha256 = hashlib.sha256()
+        self._seen = 0
+
+    def begin(self, rebuild: Rebuild) -> None:
+        """Go through it from its first byte on; what is there already is not kept twice."""
+        self.rebuild = rebuild
+        self.tried += 1
+        self._sha256 = hashlib.sha256()
+        self._seen = 0
+
+    def sink(self, data: bytes | memoryview) -> None:
+        """Take the next verified bytes.  In a worker thread."""
+        self._sha256.update(data)
+        before, self._seen = self._seen, self._seen + len(data)
+        if self._seen > self._identity.size:
+            raise RebuildError(f"blob {self.blob} is rebuilt longer than it was")
+        if self._seen == self._identity.size and self._sha256.digest() != self._identity.sha256:
+            raise RebuildError(f"blob {self.blob} is rebuilt with another SHA-256 than it had")
+        fresh = self.growing.position - before
+        if fresh < len(data):
+            self.growing.append(memoryview(data)[max(0, fresh) :])
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes were made."""
+        return self.growing.position == self._identity.size
+
+    def idle_s(self) -> float:
+        """For how long nobody has read from it."""
+        return 0.0 if self.waiting else self._clock.monotonic() - self.last_used
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within the block somebody waits for it."""
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self.last_used = self._clock.monotonic()
+
+
+class Rebuilds:
+    """All rebuilds of a store."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        cache: Cache,
+        blobs: Blobs,
+        reader: Reader,
+        ready: Callable[[], Awaitable[None]],
+        engine_of: EngineOf,
+        workers: Workers,
+        clock: Clock,
+        uses: Uses,
+    ) -> None:
+        """*ready* is awaited before *engine_of* is asked.
+
+        *workers* run engines and touch the cache: as many rebuilds go on at once as it has
+        threads, step by step in turn.
+        """
+        self._disk = disk
+        self.cache = cache
+        self._blobs = blobs
+        self._reader = reader
+        self._ready = ready
+        self._engine_of = engine_of
+        self._workers = workers
+        self._clock = clock
+        self._uses = uses
+        self._runs: list[Run] = []
+        self._room = trio.lowlevel.ParkingLot()
+        self.idle_max_s = IDLE_MAX_S
+        self.begun = 0
+        """Rebuilds that were begun."""
+        self.failed = 0
+        """Rebuilds that ended with an error."""
+        self.made_bytes = 0
+        """Bytes of blobs that were made."""
+        self.busy_s = 0.0
+        """Time that steps took."""
+
+    @property
+    def under_way(self) -> int:
+        """Rebuilds that are there now."""
+        return len(self._runs)
+
+    async def read(self, blob: BlobNo, start: int, end: int) -> bytes | memoryview:
+        """Bytes [start, end) of an aged blob.  Raises RebuildError, ChunkDamagedError ..."""
+        self._uses.read(blob, start)
+        return await self.read_uncounted(blob, start, end)
+
+    async def read_uncounted(self, blob: BlobNo, start: int, end: int) -> bytes | memoryview:
+        """As read(), but it is no use of the blob."""
+        pieces = []
+        for low in range(start, end, PIECE_MAX):
+            pieces.append(await self._read(blob, low, min(end, low + PIECE_MAX)))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _read(self, blob: BlobNo, start: int, end: int) -> bytes | memoryview:
+        for _ in range(ATTEMPTS):
+            record = self._blobs.get(blob)
+            if not record.flags & BLOB_AGED:
+                # It was thawed since the reader looked.
+                return await self._reader.read(blob, start, end)
+            end = min(end, record.size)
+            if start >= end:
+                return b""
+            found = await self._from_cache(blob, record, start, end)
+            if found is not None:
+                return found
+            run = await self._run_for(blob, start, end)
+            if run is None:
+                continue
+            try:
+                with run.in_use():
+                    return await self._from_run(run, start, end)
+            except BehindError:
+                # What it had to keep is gone: it is made again.
+                continue
+            finally:
+                self._room.unpark()
+        raise RebuildError(f"blob {blob} cannot be kept long enough to be read")
+
+    async def _from_cache(
+        self, blob: BlobNo, record: BlobRecord, start: int, end: int
+    ) -> memoryview | None:
+        if not self.cache.has(blob):
+            return None
+        identity = self.cache.identity(record.sha256, record.size)
+        return await self._workers.run(lambda: self.cache.read(blob, identity, start, end))
+
+    # -- runs --------------------------------------------------------------------------------
+
+    async def _run_for(self, blob: BlobNo, start: int, end: int) -> Run | None:
+        """The run that has, or will have, bytes [start, end); None: look again."""
+        for run in self._runs:
+            if run.blob == blob and run.failed is None and run.growing.has(start, end):
+                return run
+        if len(self._runs) >= RUNS_MAX:
+            await self._give_way()
+            return None
+        return await self._begin(blob)
+
+    async def _give_way(self) -> None:
+        """End the run that was idle for longest, or wait until there is one to end."""
+        while len(self._runs) >= RUNS_MAX:
+            idlest = max(self._runs, key=Run.idle_s)
+            if idlest.idle_s() >= GIVES_WAY_S:
+                await self._end(idlest)
+                return
+            with trio.move_on_after(LOOK_S):
+                await self._room.park()
+
+    async def _begin(self, blob: BlobNo) -> Run:
+        # No checkpoint before the run is in the list: else two would be made for one blob.
+        record = self._blobs.get(blob)
+        identity = self.cache.identity(record.sha256, record.size)
+        growing = Growing(self._disk, self.cache, blob, identity)
+        run = Run(blob, record.mate, identity, growing, self._clock)
+        self._blobs.aged.hold(run.inner)
+        self._runs.append(run)
+        self.begun += 1
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return run
+
+    async def _from_run(self, run: Run, start: int, end: int) -> bytes:
+        while run.growing.position < end:
+            async with run.lock:
+                if run.failed is not None:
+                    raise run.failed
+                if run.growing.position < end:
+                    await self._step(run)
+        if run.complete and not run.whole:
+            run.whole = True
+            await self._workers.run(run.growing.finish)
+        if run.complete and self.cache.has(run.blob):
+            # Others, too, read from there from now on.
+            await self._end(run)
+            record = self._blobs.get(run.blob)
+            found = await self._from_cache(run.blob, record, start, end)
+            if found is None:
+                raise BehindError
+            return bytes(found)
+        return await self._workers.run(lambda: run.growing.read(start, end))
+
+    async def _step(self, run: Run) -> None:
+        before, began = run.growing.position, self._clock.monotonic()
+        try:
+            if run.rebuild is None:
+                await self._ready()
+                run.begin(await self._machine(run))
+            assert run.rebuild is not None
+            more = await run.rebuild.step()
+            if not more and not run.complete:
+                raise RebuildError(f"blob {run.blob} is rebuilt shorter than it was")
+        except EngineError as error:
+            # A process can be killed by somebody; a machine that is wrong is wrong twice.
+            await self._stop(run)
+            if run.tried > 1:
+                await self._fail(run, error)
+            log.warning("blob %d: %s; the engine is started once more", run.blob, error)
+        except CafsError as error:
+            await self._fail(run, error)
+        except BaseException:
+            # What a step has begun and not ended is begun anew by the next reader.
+            await self._stop(run)
+            raise
+        finally:
+            self.made_bytes += run.growing.position - before
+            self.busy_s += self._clock.monotonic() - began
+
+    async def _machine(self, run: Run) -> Rebuild:
+        blob, inner = run.blob, run.inner
+        parts = await recipe_of(self._blobs, blob)
+        if self._blobs.get(blob).mate != inner:
+            # It was thawed meanwhile: there is another way to read it.
+            raise BehindError
+
+        async def of_outer(start: int, end: int) -> bytes | memoryview:
+            return await self._reader.read_parts(self._blobs.parts(blob, start, end), start, end)
+
+        async def of_inner(start: int, end: int) -> bytes | memoryview:
+            return await self._reader.read(inner, start, end)
+
+        return Rebuild(
+            parts, of_outer, of_inner, self._engine_of, self._workers, run.sink, background=False
+        )
+
+    async def _stop(self, run: Run) -> None:
+        rebuild, run.rebuild = run.rebuild, None
+        if rebuild is not None:
+            with trio.CancelScope(shield=True):
+                await rebuild.close()
+
+    async def _fail(self, run: Run, error: CafsError) -> None:
+        self.failed += 1
+        if isinstance(error, (EngineError, RebuildError)):
+            failed: CafsError = RebuildError(
+                f"blob {run.blob}, which was taken apart, cannot be rebuilt: {error}"
+            )
+        else:
+            failed = error
+        run.failed = failed
+        await self._end(run)
+        raise failed from error
+
+    async def _end(self, run: Run) -> None:
+        """Let go of a run: whoever comes now begins another."""
+        if run not in self._runs:
+            return
+        self._runs.remove(run)
+        self._room.unpark()
+        try:
+            await self._stop(run)
+            with trio.CancelScope(shield=True):
+                await self._workers.run(run.growing.close)
+        finally:
+            self._blobs.aged.let_go(run.inner)
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def look_after(self) -> None:
+        """End what nobody has read from for long; to be called now and then."""
+        for run in list(self._runs):
+            if run.idle_s() >= self.idle_max_s and not run.lock.locked():
+                await self._end(run)
+
+    async def close(self) -> None:
+        """End everything."""
+        for run in list(self._runs):
+            run.failed = RebuildError("the store is being closed")
+            async with run.lock:
+                await self._end(run)
+
+    async def forget(self, blob: BlobNo) -> None:
+        """A blob is not aged any more: what was kept of it goes."""
+        for run in [run for run in self._runs if run.blob == blob and not run.waiting]:
+            await self._end(run)
+        await self._workers.run(lambda: self.cache.drop(blob))

@@ -1,0 +1,385 @@
+"""One archive taken apart: recognised, stored as what is inside it, proven, and only then swapped.
+
+The order is the promise.  First the inner blob and the new recipe are stored beside what there
+is, as recipes in the making that nobody refers to.  Then the archive is rebuilt from exactly
+these, and its SHA-256 compared with the blob's.  Only then, in one change of the index, do they
+take the place of the plain recipe.  Whatever stops it before, a fault or a kill, leaves the blob
+as it was, and what was stored to the sweep.  Belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from cafs.archives import gzip_format, zip_format
+from cafs.archives.engine import Engine
+from cafs.archives.engines import Engines
+from cafs.archives.gzip_format import Header
+from cafs.archives.gzip_pass import GzipPass
+from cafs.archives.inner import InnerWriter
+from cafs.archives.proof import PartIndex, Proof, rebuild_and_compare
+from cafs.archives.rebuild import EngineOf, recipe_of
+from cafs.archives.segments import Bounds, LeftError, Segment, outer_recipe
+from cafs.archives.trial import Guess, Sample, Trials
+from cafs.archives.zip_pass import MEMBERS_MAX, ZipPass
+from cafs.blobs import recipe
+from cafs.blobs.blobs import Blobs
+from cafs.blobs.ingest import Ingest
+from cafs.blobs.reader import Reader
+from cafs.blobs.recipe import Part
+from cafs.clock import Clock
+from cafs.errors import EngineError, RebuildError
+from cafs.index.counters import Counters
+from cafs.index.layout import BLOB_AGED, BLOB_LEFT, PARTS_PER_ROW, BlobRecord
+from cafs.types import BlobNo, ChunkNo
+from cafs.workers import Workers
+
+log = logging.getLogger(__name__)
+
+PIECE: Final = 256 << 10
+"""Bytes of the archive that are taken at once: some hundredths of a second of work."""
+ROWS_AT_ONCE: Final = 4 * PARTS_PER_ROW
+CHOICES_MAX: Final = 4
+
+GZIP: Final = "gzip"
+ZIP: Final = "zip"
+
+
+class Outcome(NamedTuple):
+    """What became of one archive."""
+
+    blob: BlobNo
+    kind: str
+    """GZIP, ZIP, or empty for what is no archive."""
+    reason: str
+    """Why it was left as it is; empty if it was taken apart."""
+    lasting: bool
+    """Whether it would be left another time, too: then its record says so."""
+    size: int
+    """Bytes of the archive."""
+    plain_bytes: int
+    """Stored bytes that only its plain recipe needed: the sweep frees them."""
+    added_bytes: int
+    """Stored bytes that were added for what is inside it."""
+    inner_size: int
+    """Bytes of what is inside it."""
+    seconds: float
+    """Time it took, with all pauses."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it was taken apart."""
+        return not self.reason
+
+    @property
+    def gained_bytes(self) -> int:
+        """Stored bytes that this saves, as soon as the sweep was there; may be below 0."""
+        return self.plain_bytes - self.added_bytes if self.done else 0
+
+
+class Surroundings(NamedTuple):
+    """What taking apart needs of its store."""
+
+    blobs: Blobs
+    counters: Counters
+    reader: Reader
+    ingest: Ingest
+    engines: Engines
+    workers: Workers
+    """For background work: at nice 19."""
+    clock: Clock
+    bounds: Bounds
+    busy: Callable[[BlobNo], bool]
+    """Whether somebody is writing on top of a blob."""
+    prepare: Callable[[], Awaitable[None]]
+    """Makes sure that the store may hold aged blobs.  Raises DiskFullError and its kin."""
+    admit: Callable[[], Awaitable[None]]
+    """Waits for room in the overlay.  Raises DiskFullError and its kin on an ill disk."""
+
+
+class _Work:
+    """What was stored so far for one archive."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self.inner = InnerWriter(around.ingest)
+        self.outer = InnerWriter(around.ingest)
+        self.inner_no = around.blobs.aged.begin()
+        self.outer_no: BlobNo | None = None
+        self.swapped = False
+        self.inner_sha256 = b""
+        self.segments: list[Segment] = []
+        self.pinned: list[Part] = []
+        """Parts of the archive itself that are stored and in no recipe yet."""
+        self.plain_bytes = 0
+        self.added_bytes = 0
+
+
+class TakeApart:
+    """Takes archives apart, one at a time."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._trials = Trials()
+        self.pace: Callable[[], Awaitable[None]] | None = None
+        """Awaited between steps, if set: how ageing yields to others."""
+        self.proof_s = 0.0
+        """How long the last archive took to be made again, without pauses."""
+
+    async def take_apart(self, blob: BlobNo) -> Outcome:
+        """Take an archive apart if it is one, can be made again, and nobody writes on top of it.
+
+        Raises DiskFullError and its kin, ChunkDamagedError; then everything is as it was.
+        """
+        around = self._around
+        began = around.clock.monotonic()
+        record = around.blobs.get(blob)
+        kind, reason, lasting = "", "", False
+        work: _Work | None = None
+        around.blobs.aged.hold(blob)
+        try:
+            kind = await self._kind(blob, record)
+            if not self._may(blob):
+                reason = "it is being written to, or is not plain"
+            elif record.flags & BLOB_LEFT:
+                reason, lasting = "it was looked at before", True
+            elif not kind:
+                reason, lasting = "it is no archive", True
+            else:
+                await around.prepare()
+                work = _Work(around)
+                reason, lasting = await self._try(blob, record, kind, work)
+            if lasting and self._may(blob):
+                around.blobs.aged.leave(blob)
+        finally:
+            around.blobs.aged.let_go(blob)
+            if work is not None:
+                self._tidy(work)
+        return Outcome(
+            blob,
+            kind,
+            reason,
+            lasting,
+            record.size,
+            work.plain_bytes if work is not None else 0,
+            work.added_bytes if work is not None else 0,
+            work.inner.size if work is not None else 0,
+            around.clock.monotonic() - began,
+        )
+
+    async def prove(self, blob: BlobNo, engine: Engine | None = None) -> Proof:
+        """Rebuild an aged blob and compare; with *engine* in the place of those it was made with.
+
+        Raises RebuildError when it is not what it was, EngineError when an engine fails,
+        ChunkDamagedError.
+        """
+        around = self._around
+        record = around.blobs.get(blob)
+        if not record.flags & BLOB_AGED:
+            raise RebuildError(f"blob {blob} is not taken apart")
+
+        def engine_of(number: int) -> Engine:
+            return engine or around.engines.rebuilder(number)
+
+        around.blobs.aged.hold(blob)
+        around.blobs.aged.hold(record.mate)
+        try:
+            parts = await recipe_of(around.blobs, blob)
+            return await self._rebuild(record, parts, record.mate, engine_of)
+        finally:
+            around.blobs.aged.let_go(record.mate)
+            around.blobs.aged.let_go(blob)
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _may(self, blob: BlobNo) -> bool:
+        return self._around.blobs.aged.may_swap(blob) and not self._around.busy(blob)
+
+    async def _kind(self, blob: BlobNo, record: BlobRecord) -> str:
+        head = bytes(await self._around.reader.read(blob, 0, min(64, record.size)))
+        if head.startswith(gzip_format.MAGIC):
+            return GZIP
+        return ZIP if head.startswith(zip_format.MAGIC) else ""
+
+    async def _try(
+        self, blob: BlobNo, record: BlobRecord, kind: str, work: _Work
+    ) -> tuple[str, bool]:
+        """Why it is left, and whether for good; ("", False) if it was taken apart."""
+        try:
+            await self._store(blob, record, kind, work)
+            await self._prove_one_choice(blob, record, work)
+        except LeftError as error:
+            return str(error), True
+        except EngineError as error:
+            return str(error), False
+        assert work.outer_no is not None
+        if not self._may(blob):
+            return "it was changed meanwhile", False
+        # From here on there is no checkpoint until all is exchanged.
+        work.swapped = self._around.blobs.aged.swap(
+            blob, work.outer_no, work.inner_no, work.inner_sha256
+        )
+        if not work.swapped:
+            return "it was changed meanwhile", False
+        return "", False
+
+    async def _store(self, blob: BlobNo, record: BlobRecord, kind: str, work: _Work) -> None:
+        around = self._around
+        one = await self._pass(blob, record, kind, work)
+        for start in range(0, record.size, PIECE):
+            await self._pause()
+            end = min(start + PIECE, record.size)
+            work.plain_bytes += self._only_here(blob, start, end)
+            data = bytes(await around.reader.read(blob, start, end))
+            if len(data) != end - start:
+                raise LeftError("its recipe is too short")
+            await around.workers.run(partial(one.push, data))
+            await self._draft(work, work.inner_no, work.inner, final=False)
+        work.segments = await around.workers.run(one.finish)
+        work.pinned = [part for part in work.segments if isinstance(part, Part)]
+        work.inner_sha256 = await around.workers.run(work.inner.finish)
+        await self._draft(work, work.inner_no, work.inner, final=True)
+
+    async def _pass(
+        self, blob: BlobNo, record: BlobRecord, kind: str, work: _Work
+    ) -> GzipPass | ZipPass:
+        around = self._around
+        engines = around.engines.anew()
+        if not engines:
+            raise EngineError("no engine may be used to take archives apart")
+
+        def of_gzip(sample: Sample, header: Header) -> list[Guess]:
+            return self._trials.guesses(sample, engines, header)
+
+        def of_zip(sample: Sample) -> list[Guess]:
+            return self._trials.guesses(sample, engines)
+
+        if kind == GZIP:
+            return GzipPass(work.inner, work.outer, of_gzip, around.bounds)
+        scan = zip_format.scan(record.size)
+        try:
+            wanted = next(scan)
+            while True:
+                offset, length = wanted
+                wanted = scan.send(bytes(await around.reader.read(blob, offset, offset + length)))
+        except StopIteration as found:
+            members = found.value.members
+            reason = found.value.reason
+        if reason or not members:
+            raise LeftError(reason or "it has no deflated members")
+        if len(members) > MEMBERS_MAX:
+            raise LeftError("too many members")
+        return ZipPass(work.inner, work.outer, of_zip, around.bounds, members, record.size)
+
+    def _only_here(self, blob: BlobNo, start: int, end: int) -> int:
+        """Stored bytes of the chunks that begin in [start, end) and that nothing else refers to."""
+        blobs = self._around.blobs
+        total = 0
+        for begin, part in blobs.parts(blob, start, end):
+            if part.kind == recipe.CHUNK and begin >= start:
+                chunk = blobs.chunks.get(ChunkNo(part.ref))
+                total += chunk.extent.stored_length if chunk.refs == 1 else 0
+        return total
+
+    async def _draft(
+        self, work: _Work, drafted: BlobNo, writer: InnerWriter, *, final: bool
+    ) -> None:
+        """Bring what a writer has stored into a recipe in the making."""
+        while parts := writer.take(ROWS_AT_ONCE, final=final):
+            self._extend(work, drafted, parts)
+            await self._pause()
+
+    def _extend(self, work: _Work, drafted: BlobNo, parts: Sequence[Part]) -> None:
+        before = self._around.counters.stored_bytes
+        self._around.blobs.aged.extend(drafted, parts)
+        work.added_bytes += self._around.counters.stored_bytes - before
+
+    async def _pause(self) -> None:
+        await self._around.admit()
+        if self.pace is not None:
+            await self.pace()
+
+    async def _prove_one_choice(self, blob: BlobNo, record: BlobRecord, work: _Work) -> None:
+        """Find the choice of engines that makes the archive, and draft its recipe."""
+        guesses = [len(each.guesses) for each in work.segments if not isinstance(each, Part)]
+        most = min(max(guesses), CHOICES_MAX)
+        for choice in range(most):
+            chosen: list[Engine] = []
+            parts = await self._outer_recipe(work, choice, partial(_place, chosen))
+            engine_of = partial(_engine_at, chosen)
+            try:
+                proof = await self._rebuild(record, parts, work.inner_no, engine_of)
+                self.proof_s = proof.busy_s
+            except (RebuildError, EngineError) as error:
+                log.debug("blob %d: choice %d: %s", blob, choice, error)
+                if choice + 1 < most:
+                    continue
+                if isinstance(error, EngineError):
+                    raise
+                raise LeftError(f"it is not rebuilt as it was: {error}") from error
+            await self._draft_outer(work, choice, chosen)
+            return
+
+    async def _outer_recipe(
+        self, work: _Work, choice: int, number_of: Callable[[Engine], int]
+    ) -> list[Part]:
+        # In a thread: it may be long.
+        make = partial(outer_recipe, work.segments, choice, number_of)
+        return await self._around.workers.run(make)
+
+    async def _draft_outer(self, work: _Work, choice: int, chosen: list[Engine]) -> None:
+        around = self._around
+        for engine in chosen:
+            await around.workers.run(partial(around.engines.keep, engine))
+        numbers = [around.engines.number(engine) for engine in chosen]
+        parts = await self._outer_recipe(work, choice, lambda engine: numbers[chosen.index(engine)])
+        for segment in work.segments:
+            if not isinstance(segment, Part):
+                self._trials.remember(segment.guesses[min(choice, len(segment.guesses) - 1)])
+        work.outer_no = around.blobs.aged.begin()
+        for start in range(0, len(parts), ROWS_AT_ONCE):
+            # No checkpoint between the two: a part is either counted or still to be let go of.
+            self._extend(work, work.outer_no, parts[start : start + ROWS_AT_ONCE])
+            work.pinned = parts[start + ROWS_AT_ONCE :]
+            if work.pinned:
+                await self._pause()
+
+    async def _rebuild(
+        self, record: BlobRecord, parts: Sequence[Part], inner: BlobNo, engine_of: EngineOf
+    ) -> Proof:
+        around = self._around
+        index = PartIndex(parts)
+        return await rebuild_and_compare(
+            parts,
+            record,
+            lambda start, end: around.reader.read_parts(index.within(start, end), start, end),
+            lambda start, end: around.reader.read(inner, start, end),
+            engine_of,
+            around.workers,
+            around.clock,
+            self.pace,
+        )
+
+    def _tidy(self, work: _Work) -> None:
+        """Let go of what was not used."""
+        aged = self._around.blobs.aged
+        self._around.blobs.chunks.unpin(recipe.chunk_refs(work.pinned))
+        work.inner.abandon()
+        work.outer.abandon()
+        if not work.swapped:
+            if work.outer_no is not None:
+                aged.drop(work.outer_no)
+            aged.drop(work.inner_no)
+
+
+def _place(chosen: list[Engine], engine: Engine) -> int:
+    """A number for an engine that may not have one yet: its place, from 1 on."""
+    if engine not in chosen:
+        chosen.append(engine)
+    return chosen.index(engine) + 1
+
+
+def _engine_at(chosen: list[Engine], number: int) -> Engine:
+    return chosen[number - 1]

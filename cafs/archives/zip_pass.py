@@ -1,0 +1,219 @@
+"""A zip file read from start to end: those members that an engine makes into an inner blob.
+
+The others, and all between them, are stored as they lie: members that are no deflate stream,
+or one that no engine makes, have the chunks that they had before.  Invariant: the segments, in
+order, are the whole file.  Runs in worker threads, one call at a time; blocks.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
+from cafs.archives.gzip_format import RAW_MAX
+from cafs.archives.inner import InnerWriter
+from cafs.archives.segments import Bounds, LeftError, Segment
+from cafs.archives.trial import Guess, Sample
+from cafs.archives.zip_format import Member
+from cafs.blobs.recipe import Part
+
+MEMBERS_MAX: Final = 50_000
+SHORT: Final = 4 << 10
+"""What lies between members is gathered if it is no longer than this: local headers."""
+WHOLE_MAX: Final = 1 << 20
+"""Longer members are decided about by their beginning, so that they are not held in memory."""
+STEP: Final = 16 << 10
+_MARK: Final = -1
+"""Kind of a part that stands for a stream."""
+
+Guesser = Callable[[Sample], list[Guess]]
+
+
+class ZipPass:
+    """Takes one file, whose members are known."""
+
+    def __init__(
+        self,
+        inner: InnerWriter,
+        outer: InnerWriter,
+        guesser: Guesser,
+        bounds: Bounds,
+        members: Sequence[Member],
+        size: int,
+    ) -> None:
+        self._inner = inner
+        self._outer = outer
+        self._guesser = guesser
+        self._bounds = bounds
+        self._members = iter(members)
+        self._size = size
+        self._member = next(self._members, None)
+        self._at = 0
+        self._held = bytearray()
+        """Of the member, or of what lies before it."""
+        self._long: _Long | None = None
+        self._streams: list[Stream] = []
+        self._left_bytes = 0
+        """Bytes of members that no engine makes."""
+        self._inner_size = 0
+
+    def push(self, data: bytes) -> None:
+        """The next bytes of the file.  Raises LeftError, DiskFullError and its kin."""
+        view = memoryview(data)
+        while view:
+            member = self._member
+            border = self._size if member is None else member.offset
+            if self._at < border:
+                taken = self._between(view[: border - self._at], border)
+            else:
+                assert member is not None
+                taken = self._of_member(view[: member.offset + member.length - self._at], member)
+            self._at += taken
+            view = view[taken:]
+
+    def _between(self, view: memoryview, border: int) -> int:
+        """Bytes before the next member; how many were taken."""
+        self._held += view
+        ends = self._at + len(view) == border
+        if ends and len(self._held) <= SHORT:
+            self._outer.header(bytes(self._held))
+            self._held.clear()
+        elif ends or len(self._held) > SHORT:
+            self._outer.data(bytes(self._held), final=ends)
+            self._held.clear()
+        return len(view)
+
+    def _of_member(self, view: memoryview, member: Member) -> int:
+        ends = self._at + len(view) == member.offset + member.length
+        if member.length > WHOLE_MAX or member.raw_length > WHOLE_MAX:
+            if self._long is None:
+                self._long = _Long(self, member)
+            self._long.feed(view)
+            if ends:
+                self._long.end()
+                self._long = None
+        else:
+            self._held += view
+            if ends:
+                whole = bytes(self._held)
+                self._held.clear()
+                self._short(whole)
+        if ends:
+            self._member = next(self._members, None)
+        return len(view)
+
+    def _short(self, whole: bytes) -> None:
+        """A member that is all there."""
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            raw = inflater.decompress(whole, WHOLE_MAX + 1)
+        except zlib.error:
+            raw = b""
+        sound = inflater.eof and not inflater.unused_data and 0 < len(raw) <= WHOLE_MAX
+        if sound:
+            stream = DeflatedStream(self._inner_size, self._guesser, self._emit)
+            stream.feed(whole)
+            try:
+                stream.raw(raw)
+                self.made(stream.end(len(whole)))
+                self._inner.data(b"", final=True)
+                return
+            except NoEngineError:
+                pass
+        self.plain(whole, final=True)
+
+    def _emit(self, raw: bytes) -> None:
+        self._inner_size += len(raw)
+        self._bounds.check(self._inner_size, self._size)
+        self._inner.data(raw)
+
+    def made(self, stream: Stream) -> None:
+        """An engine makes the member."""
+        self._outer.place(Part(_MARK, 1, len(self._streams), b""))
+        self._streams.append(stream)
+
+    def plain(self, data: bytes, *, final: bool) -> None:
+        """Bytes of a member that is stored as it lies."""
+        self._left_bytes += len(data)
+        self._outer.data(data, final=final)
+
+    def finish(self) -> list[Segment]:
+        """The file has ended: what it consists of.  Raises LeftError, DiskFullError and its kin."""
+        made = sum(length for stream in self._streams for length, _ in stream.pieces)
+        if made <= self._left_bytes or made * 2 < self._size:
+            raise LeftError("no engine makes most of its members")
+        self._outer.finish()
+        return [
+            self._streams[part.ref] if part.kind == _MARK else part
+            for part in self._outer.take_all()
+        ]
+
+
+class _Long:
+    """A member that is decided about by its beginning."""
+
+    def __init__(self, zip_pass: ZipPass, member: Member) -> None:
+        self._pass = zip_pass
+        self._length = member.length
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._stream: DeflatedStream | None = DeflatedStream(
+            zip_pass._inner_size, zip_pass._guesser, zip_pass._emit
+        )
+        self._begun = bytearray()
+        """Compressed bytes from before it was decided."""
+
+    def feed(self, view: memoryview) -> None:
+        """The next bytes of the member."""
+        for low in range(0, len(view), STEP):
+            self._feed(bytes(view[low : low + STEP]))
+
+    def _feed(self, data: bytes) -> None:
+        stream = self._stream
+        if stream is None:
+            self._pass.plain(data, final=False)
+            return
+        if not stream.known:
+            self._begun += data
+        stream.feed(data)
+        try:
+            self._inflate(stream, data)
+        except (zlib.error, NoEngineError):
+            if stream.known:
+                raise LeftError("a member that is damaged") from None
+            self._stream = None
+            self._pass.plain(bytes(self._begun), final=False)
+        else:
+            stream.advance()
+        if stream.known:
+            self._begun.clear()
+
+    def _inflate(self, stream: DeflatedStream, data: bytes) -> None:
+        while data:
+            raw = self._inflater.decompress(data, RAW_MAX)
+            if raw:
+                stream.raw(raw)
+            data = self._inflater.unconsumed_tail
+            if self._inflater.eof:
+                break
+        while not self._inflater.eof and (raw := self._inflater.decompress(b"", RAW_MAX)):
+            stream.raw(raw)
+        if self._inflater.unused_data:
+            raise zlib.error("bytes behind the end of the stream")
+
+    def end(self) -> None:
+        """That was all of it."""
+        stream = self._stream
+        if stream is not None and self._inflater.eof:
+            try:
+                self._pass.made(stream.end(self._length))
+            except NoEngineError:
+                self._pass.plain(bytes(self._begun), final=True)
+        elif stream is not None and not stream.known:
+            self._pass.plain(bytes(self._begun), final=True)
+        elif stream is not None:
+            raise LeftError("a member that is damaged")
+        else:
+            self._pass.plain(b"", final=True)
+        self._pass._inner.data(b"", final=True)

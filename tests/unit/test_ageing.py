@@ -1,0 +1,535 @@
+"""Passes of ageing over a real store: what they take, leave, count and remember."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cafs.archive_options import ArchiveOptions
+from cafs.archives.take_apart import TakeApart
+from cafs.errors import DiskFullError, NotFoundError, RebuildError, StoreBusyError
+from cafs.index.layout import BLOB_AGED, BLOB_LEFT
+from cafs.lock import StoreLock
+from cafs.operate import ageing, ageing_state, candidates
+from cafs.operate.ageing import Ageing
+from cafs.operate.ageing_job import REASONS_MAX, Job, Report, count_reason
+from cafs.operate.ageing_state import FILE, PRIOR_BYTES, State
+from cafs.operate.candidates import GAIN_FIRST, GZIP, ZIP
+from cafs.store import Store
+from cafs.types import ROOT, Ino
+from tests.unit.archived import blob_of, content, droplet, gzipped, opened, put, sources, tar
+from tests.unit.small_store import findings, noise, write
+
+pytestmark = pytest.mark.timeout(60)
+
+DAY_NS = 86400 * 10**9
+EVERYTHING = ArchiveOptions(age_after=0.0, age_min_size=1024)
+SMALL = gzipped(tar(sources(["json"])))
+OTHER = gzipped(tar(sources(["tomllib"])))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_foreground(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to be given way to here, and other tests may run beside these."""
+    monkeypatch.setattr(candidates, "NICENESS", 0)
+
+
+def alone(store: Store) -> Ageing:
+    return Ageing(store, alone=True)
+
+
+def in_store(
+    path: Path, work: Callable[[Store], Awaitable[object]], options: ArchiveOptions = EVERYTHING
+) -> Any:
+    async def run() -> object:
+        async with opened(path / "store", options) as store:
+            return await work(store)
+
+    return trio.run(run)
+
+
+def flags(store: Store, ino: Ino) -> int:
+    return store.blobs.get(blob_of(store, ino)).flags
+
+
+def is_aged(store: Store, ino: Ino) -> bool:
+    return bool(flags(store, ino) & BLOB_AGED)
+
+
+def used(store: Store, ino: Ino, days_ago: float) -> None:
+    """Let a file have been last used so long ago."""
+    past = store.clock.now_ns() - int(days_ago * DAY_NS)
+    attr = store.tree.inodes.get(ino)
+    store.tree.inodes.put(ino, attr._replace(atime_ns=past, mtime_ns=past, ctime_ns=past))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(30):
+        while not holds():
+            await trio.sleep(0.01)
+
+
+# -- what is taken -----------------------------------------------------------------------------
+
+
+def test_what_nobody_used_for_long_is_taken_apart(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        old, recent = await put(store, b"old", SMALL), await put(store, b"recent", OTHER)
+        used(store, old, 2)
+        before = store.tree.inodes.get(old)
+        report = await alone(store).now(Job())
+        assert is_aged(store, old) and not is_aged(store, recent)
+        assert (report.taken_apart_count, report.taken_apart_bytes) == (1, len(SMALL))
+        assert report.in_use_count == 1
+        assert (report.left, report.stopped, report.exit_code) == ({}, "", 0)
+        # Nothing that a client of the store could see has changed.
+        assert store.tree.inodes.get(old) == before
+        assert await content(store, old) == SMALL
+        again = await alone(store).now(Job())
+        assert again.taken_apart_count == 0
+
+    in_store(tmp_path, work, ArchiveOptions(age_min_size=1024, age_after=86400.0))
+    assert not findings(tmp_path / "store")
+
+
+def test_a_read_that_no_access_time_shows_counts(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        ino = await put(store, b"f", SMALL)
+        store.accesses.note(ino)
+        # Within a day relatime leaves the access time as it is: here it seems to be long ago.
+        used(store, ino, 2)
+        report = await alone(store).now(Job())
+        assert report.in_use_count == 1
+        assert not is_aged(store, ino)
+        await alone(store).now(Job(used_too=True))
+        assert is_aged(store, ino)
+
+    in_store(tmp_path, work, ArchiveOptions(age_min_size=1024, age_after=86400.0))
+
+
+def test_what_is_no_archive_is_looked_at_once(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        broken, text = await put(store, b"b", SMALL[:-99]), await put(store, b"t", b"words " * 1000)
+        age = alone(store)
+        report = await age.now(Job())
+        assert flags(store, text) & flags(store, broken) & BLOB_LEFT
+        assert report.left.total() == 1, "the text was never tried"
+        assert (await age.now(Job())).left.total() == 0
+        # By its name it is tried all the same.
+        assert (await age.now(Job(below="/b"))).left.total() == 1
+
+    in_store(tmp_path, work)
+
+
+def test_a_path_is_all_that_is_below_it(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        above = store.tree.create(ROOT, b"above", stat.S_IFDIR | 0o755, 0, 0)
+        inside = store.tree.create(above, b"\xff inside", stat.S_IFDIR | 0o755, 0, 0)
+        one = await write(store, above, b"one", SMALL)
+        two = await write(store, inside, b"two", OTHER)
+        outside = await put(store, b"outside", droplet())
+        await store.contents.finished(two)
+        age = alone(store)
+        # In one directory: the newest would stay, but who names it wants it.
+        assert (await age.now(Job(below=os.fsdecode(b"/above/\xff inside")))).taken_apart_count == 1
+        assert is_aged(store, two) and not is_aged(store, one)
+        assert (await age.now(Job(below="/above"))).taken_apart_count == 1
+        assert is_aged(store, one) and not is_aged(store, outside)
+        with pytest.raises(NotFoundError, match="/nowhere"):
+            await age.now(Job(below="/nowhere"))
+
+    in_store(tmp_path, work, ArchiveOptions(age_min_size=1024))
+
+
+def test_what_was_made_plain_by_an_order_stays_plain(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        one, two = await put(store, b"one", SMALL), await put(store, b"two", OTHER)
+        age = alone(store)
+        assert (await age.now(Job(used_too=True))).taken_apart_count == 1, "the newest stays"
+        await age.now(Job(below="/"))
+        assert is_aged(store, one) and is_aged(store, two)
+        report = await age.now(Job(below="/", thaw=True))
+        assert (report.thawed_count, report.thawed_bytes) == (2, len(SMALL) + len(OTHER))
+        assert (await age.now(Job(used_too=True))).taken_apart_count == 0
+        assert not is_aged(store, one) and not is_aged(store, two)
+        assert await content(store, two) == OTHER
+        assert (await age.now(Job(below="/two"))).taken_apart_count == 1
+
+    in_store(tmp_path, work)
+    assert not findings(tmp_path / "store")
+
+
+# -- in the background -------------------------------------------------------------------------
+
+
+async def running(store: Store, work: Callable[[Ageing], Awaitable[None]]) -> None:
+    async with trio.open_nursery() as nursery:
+        age = alone(store)
+        nursery.start_soon(age.run)
+        await work(age)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ageing, "START_S", 0.0)
+    monkeypatch.setattr(ageing, "RETRY_S", 0.05)
+
+
+OFTEN = ArchiveOptions(age_after=0.0, age_min_size=1024, age_interval=0.1)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_it_goes_on_by_itself(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        one = await put(store, b"one", SMALL)
+
+        async def meanwhile(age: Ageing) -> None:
+            await until(lambda: is_aged(store, one))
+            two = await put(store, b"two", OTHER)
+            # The newest of its directory: it has to be the only one.
+            store.tree.rename(ROOT, b"one", ROOT, b"two", 0)
+            three = await put(store, b"three", OTHER)
+            store.tree.unlink(ROOT, b"two")
+            await store.commit()
+            assert blob_of(store, three) == blob_of(store, two)
+            await until(lambda: is_aged(store, three))
+            assert age.status()["taken_apart_count"] == 2
+
+        await running(store, meanwhile)
+
+    in_store(tmp_path, work, OFTEN)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_paused_it_does_nothing_also_after_a_restart(tmp_path: Path) -> None:
+    async def first(store: Store) -> None:
+        await put(store, b"one", SMALL)
+        age = alone(store)
+        await age.pause(paused=True)
+        assert age.doing == "paused"
+
+    async def second(store: Store) -> None:
+        ino = store.tree.lookup(ROOT, b"one")
+        assert ino is not None
+
+        async def meanwhile(age: Ageing) -> None:
+            assert age.doing == "paused"
+            await trio.sleep(0.5)
+            assert not is_aged(store, ino)
+            await age.pause(paused=False)
+            await until(lambda: is_aged(store, ino))
+
+        await running(store, meanwhile)
+
+    in_store(tmp_path, first, OFTEN)
+    in_store(tmp_path, second, OFTEN)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_turned_off_it_does_nothing_but_what_it_is_told(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        ino = await put(store, b"one", SMALL)
+
+        async def meanwhile(age: Ageing) -> None:
+            assert age.doing == "off"
+            await trio.sleep(0.5)
+            assert not is_aged(store, ino)
+            await age.now(Job())
+            assert is_aged(store, ino)
+
+        await running(store, meanwhile)
+
+    options = ArchiveOptions(enabled=False, age_after=0.0, age_min_size=1024, age_interval=0.1)
+    in_store(tmp_path, work, options)
+
+
+def held_up(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """From now on the first archive is stuck between two steps; the event: it is there."""
+    there = trio.Event()
+    pause = TakeApart._pause
+
+    async def stuck(self: TakeApart) -> None:
+        if not there.is_set():
+            there.set()
+            await trio.sleep_forever()
+        await pause(self)
+
+    monkeypatch.setattr(TakeApart, "_pause", stuck)
+    return there
+
+
+def test_a_pause_stops_the_archive_that_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(store: Store) -> None:
+        ino = await put(store, b"one", SMALL)
+        there = held_up(monkeypatch)
+        age = alone(store)
+        reports: list[Report] = []
+
+        async def order() -> None:
+            reports.append(await age.now(Job()))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(order)
+            await there.wait()
+            assert age.doing == "working"
+            assert age.status()["queue_bytes"] == len(SMALL)
+            await age.pause(paused=True)
+        assert (reports[0].stopped, reports[0].exit_code) == ("paused", 1)
+        assert reports[0].taken_apart_count == 0
+        assert not flags(store, ino)
+        await store.commit()
+        await age.now(Job())
+        assert is_aged(store, ino)
+
+    in_store(tmp_path, work)
+    assert not findings(tmp_path / "store")
+
+
+@pytest.mark.usefixtures("at_once")
+def test_who_asks_does_not_wait_for_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(store: Store) -> None:
+        one = await put(store, b"one", SMALL)
+        there = held_up(monkeypatch)
+
+        async def meanwhile(age: Ageing) -> None:
+            await there.wait()
+            report = await age.now(Job())
+            assert report.taken_apart_count == 1
+            assert is_aged(store, one)
+
+        await running(store, meanwhile)
+
+    in_store(tmp_path, work, OFTEN)
+
+
+def test_killed_in_the_middle_it_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is closed over a half-stored archive, and what was stored is the sweep's."""
+
+    async def first(store: Store) -> None:
+        await put(store, b"one", droplet())
+        there = held_up(monkeypatch)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alone(store).now, Job())
+            await there.wait()
+            await store.commit()
+            nursery.cancel_scope.cancel()
+
+    async def second(store: Store) -> None:
+        ino = store.tree.lookup(ROOT, b"one")
+        assert ino is not None
+        assert not is_aged(store, ino)
+        await alone(store).now(Job())
+        assert is_aged(store, ino)
+
+    in_store(tmp_path, first)
+    assert not findings(tmp_path / "store")
+    in_store(tmp_path, second)
+    assert not findings(tmp_path / "store")
+
+
+# -- faults ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [RebuildError("as if"), ZeroDivisionError("a defect")])
+def test_a_fault_in_one_archive_spares_the_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Exception,
+) -> None:
+    async def work(store: Store) -> None:
+        larger = await put(store, b"larger", SMALL)
+        above = store.tree.create(ROOT, b"d", stat.S_IFDIR | 0o755, 0, 0)
+        smaller = await write(store, above, b"smaller", OTHER)
+        await store.contents.finished(smaller)
+        right = TakeApart.take_apart
+
+        async def wrong(self: TakeApart, blob: Any) -> Any:
+            if blob == blob_of(store, larger):
+                raise fault
+            return await right(self, blob)
+
+        monkeypatch.setattr(TakeApart, "take_apart", wrong)
+        age = alone(store)
+        report = await age.now(Job())
+        assert (report.taken_apart_count, report.left.total()) == (1, 1)
+        assert is_aged(store, smaller)
+        # Not again and again.
+        assert (await age.now(Job())).left.total() == 0
+
+    in_store(tmp_path, work)
+    assert str(fault) in caplog.text
+
+
+def program(directory: Path, script: str) -> str:
+    """A PATH that begins with a gzip of our own."""
+    directory.mkdir()
+    path = directory / "gzip"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+SAME = 'exec /bin/gzip "$@"'
+LIAR = 'test "$1" = --version && exec /bin/gzip --version\nshift 2\nexec /bin/gzip -n -5 "$@"'
+
+
+@pytest.mark.parametrize(("script", "state"), [(SAME, "ready"), (LIAR, "refused")])
+def test_another_gzip_has_to_prove_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, state: str
+) -> None:
+    """After an upgrade of the machine; what is stored is read with the one that made it."""
+    data = droplet()
+
+    async def first(store: Store) -> None:
+        await put(store, b"one", SMALL)
+        assert (await alone(store).now(Job())).taken_apart_count == 1
+
+    async def second(store: Store) -> None:
+        one = store.tree.lookup(ROOT, b"one")
+        assert one is not None
+        two = await put(store, b"two", data)
+        age = alone(store)
+        report = await age.now(Job(below="/two"))
+        machine = next(each for each in age.status()["engines"] if each["kind"] == "gnu-gzip")
+        assert machine["state"] == state
+        assert is_aged(store, two) == (state == "ready")
+        if state == "refused":
+            (reason,) = report.left
+            assert "gnu-gzip" in reason
+            # Not for ever: with the right program it is tried again.
+            assert not flags(store, two) & BLOB_LEFT
+        assert await content(store, one) == SMALL
+        assert await content(store, two) == data
+
+    async def third(store: Store) -> None:
+        two = store.tree.lookup(ROOT, b"two")
+        assert two is not None
+        await alone(store).now(Job(below="/two"))
+        assert is_aged(store, two)
+
+    in_store(tmp_path, first)
+    with monkeypatch.context() as upgrade:
+        upgrade.setenv("PATH", program(tmp_path / "bin", script))
+        in_store(tmp_path, second)
+    in_store(tmp_path, third)
+    assert not findings(tmp_path / "store")
+
+
+def test_without_gzip_droplets_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(store: Store) -> None:
+        ino = await put(store, b"one", SMALL)
+        report = await alone(store).now(Job())
+        assert report.taken_apart_count == 0
+        assert not flags(store, ino)
+
+    with monkeypatch.context() as upgrade:
+        upgrade.setenv("PATH", program(tmp_path / "bin", "exit 1"))
+        in_store(tmp_path, work)
+
+
+# -- what is remembered ------------------------------------------------------------------------
+
+
+def test_expected_gain_is_what_was_measured() -> None:
+    state = State()
+    assert state.gains() == GAIN_FIRST
+    state.count(GZIP, PRIOR_BYTES, 0)
+    assert state.gain(GZIP) == pytest.approx(GAIN_FIRST[GZIP] / 2)
+    assert state.gain(ZIP) == GAIN_FIRST[ZIP]
+    state.count(ZIP, 100 * PRIOR_BYTES, -100 * PRIOR_BYTES)
+    assert state.gain(ZIP) == 0.0
+    assert (state.taken_apart_count, state.gained_bytes) == (2, -100 * PRIOR_BYTES)
+
+
+def test_it_is_written_down(tmp_path: Path) -> None:
+    state = State(paused=True, worked_s=1.5)
+    state.count(ZIP, 100, -7)
+    assert state.save(tmp_path)
+    assert State.load(tmp_path) == state
+
+
+@pytest.mark.parametrize(
+    "text", ["", "paused = 1\n", "no toml", 'worked_s = "x"\n', "\xff", "paused = 0.5\n"]
+)
+def test_whatever_is_in_its_file_does_no_harm(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text, encoding="latin-1")
+    assert State.load(tmp_path) == State()
+
+
+def test_a_whole_number_is_one_with_a_point(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("worked_s = 3\n")
+    assert State.load(tmp_path) == State(worked_s=3.0)
+
+
+def test_that_it_cannot_be_written_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not State().save(tmp_path / "nowhere")
+    assert "not written down" in caplog.text
+
+
+def test_pausing_without_a_daemon(tmp_path: Path) -> None:
+    ageing_state.set_paused(tmp_path, paused=True)
+    assert State.load(tmp_path).paused
+    lock = StoreLock(tmp_path)
+    try:
+        with pytest.raises(StoreBusyError):
+            ageing_state.set_paused(tmp_path, paused=False)
+    finally:
+        lock.release()
+
+
+def test_reasons_are_bounded() -> None:
+    report = Report()
+    for number in range(2 * REASONS_MAX):
+        count_reason(report.left, f"reason {number}")
+    assert len(report.left) == REASONS_MAX + 1
+    assert report.left.total() == 2 * REASONS_MAX
+
+
+def test_a_larger_gain_first(tmp_path: Path) -> None:
+    async def work(store: Store) -> list[tuple[int, int]]:
+        above = store.tree.create(ROOT, b"d", stat.S_IFDIR | 0o755, 0, 0)
+        await write(store, above, b"small", SMALL)
+        await put(store, b"large", gzipped(tar({"noise": noise(1, 300_000)})))
+        seen: list[tuple[int, int]] = []
+        await alone(store).now(Job(on_progress=lambda done, total: seen.append((done, total))))
+        return seen
+
+    seen = in_store(tmp_path, work)
+    total = seen[0][1]
+    assert [done for done, _ in seen] == [0, total - len(SMALL), total]
+
+
+def test_a_disk_that_stays_full_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "cafs.operate.ageing")
+
+    async def work(store: Store) -> None:
+        await put(store, b"one", SMALL)
+        age = alone(store)
+        for left in (3, 2, 1):
+            store.space.failed(DiskFullError(f"the disk is full: {left} MiB are left"))
+            # No look at the disk in between, which is not full at all.
+            store.space.look = lambda: None  # type: ignore[method-assign]
+            job = Job(background=True)
+            await age._pass(job)
+            assert job.report.exit_code == 9
+        assert caplog.text.count("is full") == 1
+
+    in_store(tmp_path, work)

@@ -1,0 +1,46 @@
+"""Hashing in the background stands back for everything else, closing included."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+from cafs import hasher, newstore
+from cafs.store import open_store
+from cafs.types import ROOT
+from tests.unit.small_store import OPTIONS, PARAMS, noise, write
+
+
+async def close_while_hashing(path: Path) -> None:
+    """Close the threads while a piece waits to be hashed."""
+    async with open_store(path, OPTIONS) as store:
+        release = threading.Event()
+        store.aside.submit(release.wait, lambda _result, _error: None)
+        while store.aside._jobs.qsize():
+            await trio.sleep(0.001)
+        ino = await write(store, ROOT, b"file", noise(1, 1000))
+        store.contents.opened(ino, writable=True)
+        await store.contents.write(ino, 500, b"written in pieces", privileged=True)
+        await store.contents.settle(ino)
+        store.contents.closed(ino, writable=True)
+        assert store.contents.blobs.unhashed()
+        while not store.aside._jobs.qsize():
+            await trio.sleep(0.001)
+        # From here on the event loop is not reached by what the thread finishes.
+        release.set()
+        store.aside.close()
+
+
+def test_a_store_that_is_closed_meanwhile_is_no_cause_for_concern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hasher, "PAUSE_S", 0.0)
+    caplog.set_level(logging.INFO)
+    newstore.create(tmp_path / "store", PARAMS)
+    trio.run(close_while_hashing, tmp_path / "store")
+    assert "hashing ends: the store is being closed" in caplog.text
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
