@@ -173,4 +173,4 @@ def discard(store: Store, ino: Ino) -> None:
     if stat.S_ISDIR(attr.mode) and attr.blob:
         store.tree.detached.add(ino)
     else:
-        store.forget(ino)
+        store.nameless.forget(ino)

@@ -21,6 +21,7 @@ import trio
 from cafs import archive_side, storefile
 from cafs.accesses import Accesses
 from cafs.archive_options import ArchiveOptions
+from cafs.blobs import packstart
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.chunker import ChunkParams
 from cafs.blobs.chunks import Chunks
@@ -28,7 +29,6 @@ from cafs.blobs.ingest import Ingest
 from cafs.blobs.pack import PackStore
 from cafs.blobs.packtable import PackTable
 from cafs.blobs.reader import Reader
-from cafs.blobs.sidecar import SidecarRecord
 from cafs.clock import Clock, SystemClock
 from cafs.config import MountOptions
 from cafs.contents import Contents
@@ -36,13 +36,12 @@ from cafs.durable import Disk
 from cafs.errors import (
     CafsError,
     DiskFullError,
-    IndexDamagedError,
     StoreBusyError,
     from_os_error,
 )
 from cafs.figures import figures
 from cafs.hasher import Hasher
-from cafs.index import fence, layout, pages
+from cafs.index import fence, layout
 from cafs.index.committer import Committer
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.counters import Counters
@@ -53,11 +52,11 @@ from cafs.index.reads import Reads, path_beside
 from cafs.index.writer import IndexWriter
 from cafs.latency import Latency
 from cafs.lock import StoreLock, holder, wait_until_free
+from cafs.nameless import Nameless
 from cafs.notices import Notices
 from cafs.space import Space
-from cafs.tree.detached import Swept, is_detached
 from cafs.tree.tree import Tree
-from cafs.types import Ino, PackNo
+from cafs.types import Ino
 from cafs.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -116,16 +115,7 @@ class Store:
         self.counters = Counters.decode(self.overlay.get(layout.META, COUNTERS_KEY))
         self.packs = PackStore(self.disk, path / "packs", self.file.id, params.pack_size)
         self.pack_table = PackTable(self.overlay)
-        known = {
-            number: (record.size, bool(record.flags & layout.PACK_SEALED))
-            for number, record in self.pack_table.items()
-        }
-        for problem in self.packs.recover(known, PackNo(self.counters.next_pack)):
-            if problem.sidecar_only:
-                self._rewrite_sidecar(problem.pack)
-            else:
-                text = "pack %08x: %s; what to do: cafs check %s"
-                log.error(text, problem.pack, problem.text, path)
+        packstart.recover(self.packs, self.pack_table, self.overlay, self.counters.next_pack, path)
         self.space = Space(self.disk, path, options.reserve, clock)
         self.workers = Workers(options.ingest_threads, "ingest")
         self.readers = Workers(2, "read")
@@ -160,39 +150,15 @@ class Store:
         )
         self.archives = archive_side.build(self, archives)
         self.overlay.ahead = self.contents.ahead
+        self.nameless = Nameless(self.tree, self.contents, clock)
         self.hasher = Hasher(self.contents)
         self.committer = Committer(self.overlay, self._prepare, self._write, clock)
         self.committer.thawed.append(self._thawed)
         self.committer.failed.append(self.space.failed)
         self._index_bytes = self.environment.file_bytes()
         self.space.commit_bytes = self._commit_bytes
-        self._forgotten: set[Ino] = set()
         self.damaged_reads = 0
         """Requests that found damage and did not come from the mount."""
-
-    def _rewrite_sidecar(self, pack: PackNo) -> None:
-        """A power loss took a part of a sidecar: the index has what it said."""
-        records = []
-        try:
-            for _, value in self.overlay.scan(layout.CHUNKS, b"", b""):
-                sha256, extent, _refs = layout.unpack_chunk(value)
-                if extent.pack == pack:
-                    records.append(
-                        SidecarRecord(
-                            sha256,
-                            offset=extent.offset,
-                            stored_length=extent.stored_length,
-                            codec=extent.as_sound().codec,
-                            raw_length=extent.raw_length,
-                            xxh3=extent.xxh3,
-                        )
-                    )
-        except IndexDamagedError as error:
-            # What the sidecar still has may be what the chunk is found by.
-            text = "the sidecar of pack %08x is left as it is: %s; what to do: %s"
-            log.error(text, pack, error, pages.ADVICE)
-            return
-        self.packs.rewrite_sidecar(pack, records)
 
     # -- commit ------------------------------------------------------------------------------
 
@@ -293,7 +259,7 @@ class Store:
                 await self.contents.settle_unfinished()
                 continue
             due = trio.current_time() + self.options.commit_interval
-            self._reap_forgotten()
+            self.nameless.look_again()
             await self.contents.settle_all()
             if self.space.problem is not None:
                 self.space.look()
@@ -310,52 +276,6 @@ class Store:
             await trio.sleep(self.options.commit_interval)
 
     # -- life --------------------------------------------------------------------------------
-
-    def forget(self, ino: Ino) -> None:
-        """The kernel knows this inode no more: if it has no name either, it goes."""
-        attr = self.tree.inodes.find(ino)
-        if attr is None or attr.nlink:
-            return
-        if not self.contents.is_open(ino) and self.contents.discard(ino):
-            self.tree.reap(ino)
-        else:
-            self._forgotten.add(ino)
-
-    def _reap_forgotten(self) -> None:
-        forgotten, self._forgotten = self._forgotten, set()
-        for ino in forgotten:
-            self._reap(ino)
-
-    def reap_orphans(self) -> int:
-        """Remove what had no name when the store was closed or killed; how many.
-
-        Directories with entries are left to the sweep: that may take long.
-        """
-        orphans = list(self.tree.inodes.orphans())
-        for ino in orphans:
-            try:
-                attr = self.tree.inodes.find(ino)
-                if attr is not None and is_detached(attr):
-                    self.tree.detached.add(ino)
-                else:
-                    self.tree.reap(ino)
-            except CafsError as error:
-                log.error("inode %d without a name stays, because of damage: %s", ino, error)
-        return len(orphans)
-
-    def sweep_detached(self, limit: int) -> Swept:
-        """Take at most *limit* entries out of removed directories."""
-        swept = self.tree.detached.sweep(limit, self.clock.now_ns())
-        for ino in swept.gone:
-            self._reap(ino)
-        return swept
-
-    def _reap(self, ino: Ino) -> None:
-        """As forget(), but damage keeps this one and no other."""
-        try:
-            self.forget(ino)
-        except CafsError as error:
-            log.error("inode %d without a name stays, because of damage: %s", ino, error)
 
     async def run(self) -> None:
         """The background tasks, for ever."""
@@ -466,7 +386,7 @@ async def open_store(
         lock.release()
         raise
     async with trio.open_nursery() as nursery:
-        store.reap_orphans()
+        store.nameless.reap_orphans()
         nursery.start_soon(store.run)
         try:
             yield store

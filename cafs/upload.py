@@ -62,4 +62,4 @@ async def begin(store: Store, mode: int, uid: int, gid: int) -> AsyncIterator[Up
     finally:
         store.contents.closed(ino, writable=True)
         # If it has no name it goes, now or when no job works on it any more.
-        store.forget(ino)
+        store.nameless.forget(ino)

@@ -82,7 +82,7 @@ class Pruner:
             if 0 <= store.clock.now_ns() - attr.mtime_ns < self._quiet_s * 10**9:
                 self.note(names)
                 return
-            store.forget(tree.rmdir(parent, names[-1]))
+            store.nameless.forget(tree.rmdir(parent, names[-1]))
             self.note(names[:-1])
             await store.notices.tell([EntryChanged(parent, names[-1]), InodeChanged(parent)])
         except CafsError as error:

@@ -84,7 +84,7 @@ class Site:
         The mount's kernel may know it still; it is told that its name is gone, and asks anew.
         """
         if ino is not None:
-            self.store.forget(ino)
+            self.store.nameless.forget(ino)
 
     def found_damage(self, ino: Ino, error: DamagedError) -> None:
         """Content that a client asked for is damaged: let it be marked, so that it can heal."""

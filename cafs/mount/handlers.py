@@ -277,7 +277,7 @@ class Handlers(XattrHandlers):
         """The kernel lets go of inodes: those without a name go."""
         for ino, times in inode_list:
             self._known.forgotten(ino, times)
-            self._store.forget(Ino(ino))
+            self._store.nameless.forget(Ino(ino))
 
     # -- directories -------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ class Sweeper:
         end = store.clock.monotonic() + SLICE_S
         count = 0
         while store.tree.detached:
-            swept = store.sweep_detached(NAMES_AT_ONCE)
+            swept = store.nameless.sweep_detached(NAMES_AT_ONCE)
             count += swept.entries
             self._changed += map(InodeChanged, swept.changed)
             if store.clock.monotonic() > end:

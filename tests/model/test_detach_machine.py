@@ -109,11 +109,11 @@ class DetachMachine(StoreMachineBase):
         async def take(store: Store) -> None:
             parent = self._find(store, path[:-1])
             if is_directory:
-                store.forget(store.tree.detach(parent, path[-1]))
+                store.nameless.forget(store.tree.detach(parent, path[-1]))
             else:
                 ino, last = store.tree.unlink(parent, path[-1])
                 if last:
-                    store.forget(ino)
+                    store.nameless.forget(ino)
 
         self._run(take)
         for each in below(self.now, path):
@@ -160,7 +160,7 @@ class DetachMachine(StoreMachineBase):
     @rule(limit=st.integers(1, 4))
     def sweep_some(self, limit: int) -> None:
         async def some(store: Store) -> None:
-            store.sweep_detached(limit)
+            store.nameless.sweep_detached(limit)
 
         self._run(some)
 
@@ -191,7 +191,7 @@ class DetachMachine(StoreMachineBase):
             await store.sync_all()
             await store.hasher.once()
             await Sweeper(store).once()
-            store._reap_forgotten()
+            store.nameless.look_again()
             await Sweeper(store).once()
             counters = store.counters
             return counters.inodes, counters.chunks, any(store.tree.inodes.orphans())

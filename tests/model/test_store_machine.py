@@ -144,7 +144,7 @@ class StoreMachine(StoreMachineBase):
         async def rename(store: Store) -> None:
             gone = store.tree.rename(ROOT, name, ROOT, new, 0)
             if gone is not None:
-                store.forget(gone)
+                store.nameless.forget(gone)
 
         self._run(rename)
         number = self.now.names[name]
@@ -173,7 +173,7 @@ class StoreMachine(StoreMachineBase):
         async def unlink(store: Store) -> None:
             ino, last = store.tree.unlink(ROOT, name)
             if last:
-                store.forget(ino)
+                store.nameless.forget(ino)
 
         self._run(unlink)
         del self.now.names[name]

@@ -454,7 +454,7 @@ def test_removed_while_it_is_read_or_taken_apart(tmp_path: Path) -> None:
             async def pace() -> None:
                 if store.tree.lookup(ROOT, b"archive") is not None:
                     store.tree.unlink(ROOT, b"archive")
-                    store.forget(ino)
+                    store.nameless.forget(ino)
                     await Sweeper(store).once()
 
             store.archives.pace = pace

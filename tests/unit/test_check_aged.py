@@ -259,7 +259,7 @@ def test_the_dead_have_no_claim(made: Made) -> None:
         async with open_store(made.path, OPTIONS) as store:
             store.tree.unlink(ROOT, b"aged")
             for ino in list(store.tree.inodes.orphans()):
-                store.forget(ino)
+                store.nameless.forget(ino)
             await store.commit()
 
     trio.run(play)

@@ -68,7 +68,7 @@ def test_a_removed_tree_is_gone_at_once_and_swept_later(path: Path) -> None:
         # Nothing below has been touched yet.
         assert store.counters.inodes == before - 1
         await store.commit()
-        assert store.sweep_detached(10).entries == 10
+        assert store.nameless.sweep_detached(10).entries == 10
         await store.commit()
         await swept(store)
         assert not tree.detached
@@ -110,7 +110,7 @@ def test_an_open_file_in_it_stays_readable(path: Path) -> None:
         assert store.contents.attr(ino).nlink == 0
         assert await store.contents.read(ino, 0, 100_000) == data
         store.contents.closed(ino, writable=False)
-        store._reap_forgotten()
+        store.nameless.look_again()
         with pytest.raises(FsError):
             store.contents.attr(ino)
         await swept(store)
@@ -158,10 +158,10 @@ def test_a_restart_goes_on_wherever_it_was_stopped(path: Path) -> None:
         await store.commit()
 
     async def step(store: Store) -> int:
-        count = store.sweep_detached(5).entries
+        count = store.nameless.sweep_detached(5).entries
         await store.commit()
         # Not committed: void after the kill.
-        store.sweep_detached(3)
+        store.nameless.sweep_detached(3)
         return count
 
     async def over(store: Store) -> bool:
@@ -199,7 +199,7 @@ def test_a_check_and_a_look_beside_it_find_nothing_wrong(path: Path) -> None:
         store.tree.rename(ROOT, b"top", outer, b"top", 0)
         store.tree.detach(outer, b"top")
         store.tree.rmdir(ROOT, b"outer")
-        store.forget(outer)
+        store.nameless.forget(outer)
         await store.commit()
 
     in_store(path, work)
@@ -249,7 +249,7 @@ def test_placing_takes_the_place_of_what_is_there_in_one_step(path: Path) -> Non
         last = tree.nameless(FILE, 5, 6)
         gone = tree.place(last, ROOT, b"second")
         assert gone == old
-        store.forget(old)
+        store.nameless.forget(old)
         directory = tree.nameless(DIRECTORY, 1, 1)
         tree.place_below(tree.nameless(DIRECTORY, 1, 1), directory, b"below")
         tree.place(directory, ROOT, b"directory", 1)
@@ -259,7 +259,7 @@ def test_placing_takes_the_place_of_what_is_there_in_one_step(path: Path) -> Non
             more = tree.nameless(FILE, 0, 0)
             if number is None:
                 assert tree.place(more, ROOT, name) == new
-                store.forget(new)
+                store.nameless.forget(new)
             else:
                 with pytest.raises(FsError) as caught:
                     tree.place(more, ROOT, name)

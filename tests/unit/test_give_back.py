@@ -39,7 +39,7 @@ async def _fill_and_empty(path: Path) -> None:
         for entry in list(store.tree.listing(ROOT, 0)):
             ino, last = store.tree.unlink(ROOT, entry.name)
             assert last
-            store.forget(ino)
+            store.nameless.forget(ino)
         await store.sync_all()
 
 
@@ -69,7 +69,7 @@ def test_the_index_shrinks_under_a_store_that_goes_on(tmp_path: Path) -> None:
                 store.tree.create(ROOT, b"f%d" % number, stat.S_IFREG | 0o644, 0, 0)
             await store.sync_all()
             for number in range(4000):
-                store.forget(store.tree.unlink(ROOT, b"f%d" % number)[0])
+                store.nameless.forget(store.tree.unlink(ROOT, b"f%d" % number)[0])
             before = store.environment.file_bytes()
             parts = Sweeper(store), Compactor(store), IndexCopier(store)
             answer = await compact_now(store, *parts, 0.0, lambda _done, _total: None)

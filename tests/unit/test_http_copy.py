@@ -224,9 +224,9 @@ def test_what_is_removed_while_it_is_copied_is_not_there(
         async def removes(*arguments: object) -> Ino:
             calls.append(1)
             if len(calls) == 3:
-                store.forget(store.tree.detach(ROOT, b"a"))
+                store.nameless.forget(store.tree.detach(ROOT, b"a"))
                 while store.tree.detached:
-                    store.sweep_detached(100)
+                    store.nameless.sweep_detached(100)
             return await real(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(copying, "copy_file", removes)

@@ -255,7 +255,7 @@ def test_one_that_was_just_made_or_used_stays(tmp_path: Path) -> None:
         assert cd is not None
         tree.create(cd, b"temporary", 0o100600, 0, 0)
         ino, _ = tree.unlink(cd, b"temporary")
-        asking.store.forget(ino)
+        asking.store.nameless.forget(ino)
         await passes(clock, 8)
         assert there(asking, "cc-x/ab/cd")
         tree.create(cd, b"file", 0o100600, 0, 0)

@@ -152,7 +152,7 @@ def test_many_children_come_in_pieces_while_entries_come_and_go(
             number = 17 * len(removed) % 5000
             name = b"%06d" % number
             if tree.lookup(directory, name) is not None:
-                asking.store.forget(tree.unlink(directory, name)[0])
+                asking.store.nameless.forget(tree.unlink(directory, name)[0])
                 removed.append(name)
                 tree.create(directory, b"new-" + name, 0o100600, 0, 0)
             return real(listing, ino, after)
@@ -186,7 +186,7 @@ def test_a_directory_that_goes_while_it_is_listed(
             if len(calls) == 20:
                 tree.detach(ROOT, b"d")
                 while tree.detached:
-                    asking.store.sweep_detached(1000)
+                    asking.store.nameless.sweep_detached(1000)
             return real(listing, ino, after)
 
         monkeypatch.setattr(propfind._Listing, "some", some)

@@ -136,8 +136,8 @@ def test_chunks_that_moved_since_the_copy_are_found_in_the_packs(store: Path) ->
     async def delete_some() -> None:
         async with open_store(store, OPTIONS) as opened:
             for number in range(200):
-                opened.forget(opened.tree.unlink(ROOT, b"file %d" % number)[0])
-            opened.forget(opened.tree.unlink(ROOT, b"doomed")[0])
+                opened.nameless.forget(opened.tree.unlink(ROOT, b"file %d" % number)[0])
+            opened.nameless.forget(opened.tree.unlink(ROOT, b"doomed")[0])
             await opened.sync_all()
 
     trio.run(delete_some)

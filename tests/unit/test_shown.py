@@ -60,7 +60,7 @@ async def fail_to_upload(
 
 async def give_back(store: Store) -> None:
     """What the daemon does by itself within seconds, with a grace of an hour."""
-    store._reap_forgotten()
+    store.nameless.look_again()
     await Sweeper(store).once()
     await store.commit()
     compactor = Compactor(store)
@@ -119,7 +119,7 @@ def test_a_tail_is_cut_off_and_written_again(path: Path) -> None:
         await store.sync_all()
         for _ in range(5):
             await fail_to_upload(store, LARGE[:600_000])
-            store._reap_forgotten()
+            store.nameless.look_again()
             await Sweeper(store).once()
             compactor = Compactor(store)
             assert await compactor.give_tails_back() > 500_000
@@ -143,7 +143,7 @@ def test_what_got_a_name_keeps_its_grace(path: Path) -> None:
         await store.sync_all()
         ino, last = store.tree.unlink(ROOT, b"placed")
         assert last
-        store.forget(ino)
+        store.nameless.forget(ino)
         before = packs_bytes(path)
         await give_back(store)
         assert store.counters.chunks == 0
@@ -171,7 +171,7 @@ def test_content_that_others_took_over_keeps_its_grace(path: Path, placed: bool)
         await give_back(store)
         assert await read(store, b"same") == LARGE
         ino, _ = store.tree.unlink(ROOT, b"same")
-        store.forget(ino)
+        store.nameless.forget(ino)
         before = packs_bytes(path)
         await give_back(store)
         assert store.counters.chunks == 0
@@ -184,7 +184,7 @@ def test_content_that_others_took_over_keeps_its_grace(path: Path, placed: bool)
 def test_what_is_just_being_stored_is_not_cut_off(path: Path) -> None:
     async def work(store: Store) -> None:
         await fail_to_upload(store, LARGE[:500_000])
-        store._reap_forgotten()
+        store.nameless.look_again()
         await Sweeper(store).once()
         async with upload.begin(store, 0o600, 0, 0) as incoming:
             await incoming.write(MORE)
@@ -208,7 +208,7 @@ def test_a_crash_in_between_loses_nothing(path: Path, stop: str) -> None:
         await write(store, ROOT, b"kept", KEPT)
         await store.sync_all()
         await fail_to_upload(store, LARGE[:700_000])
-        store._reap_forgotten()
+        store.nameless.look_again()
         await Sweeper(store).once()
         await store.commit()
         assert store.chunks.cut_tail(PackNo(1), 1) > 600_000
@@ -238,7 +238,7 @@ def test_a_file_is_not_cut_before_the_index_knows(
     async def work(store: Store) -> None:
         await write(store, ROOT, b"kept", KEPT)
         await fail_to_upload(store, LARGE[:700_000])
-        store._reap_forgotten()
+        store.nameless.look_again()
         await Sweeper(store).once()
         await store.commit()
         compactor = Compactor(store)

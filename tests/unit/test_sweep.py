@@ -23,7 +23,7 @@ NAMES = (b"first", b"second", b"third")
 async def _remove(store: Store, name: bytes) -> None:
     ino, last = store.tree.unlink(ROOT, name)
     assert last
-    store.forget(ino)
+    store.nameless.forget(ino)
 
 
 @pytest.fixture

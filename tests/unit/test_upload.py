@@ -41,7 +41,7 @@ async def put(store: Store, name: bytes, data: bytes, mtime_ns: int | None = Non
         await incoming.finish()
         gone = incoming.place(ROOT, name, mtime_ns)
         if gone is not None:
-            store.forget(gone)
+            store.nameless.forget(gone)
         await store.commit()
 
 

@@ -1,0 +1,61 @@
+"""Opening the packs of a store: what the index knows of them, and what a stop has left.
+
+Invariant: when this is through, packs and sidecars are as the newest commit says, or the log
+tells of each that is not.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from cafs.blobs.pack import PackStore
+from cafs.blobs.packtable import PackTable
+from cafs.blobs.sidecar import SidecarRecord
+from cafs.errors import IndexDamagedError
+from cafs.index import layout, pages
+from cafs.index.overlay import Overlay
+from cafs.types import PackNo
+
+log = logging.getLogger(__name__)
+
+
+def recover(
+    packs: PackStore, table: PackTable, overlay: Overlay, next_no: int, store: Path
+) -> None:
+    """Put right what was being written when the last daemon stopped."""
+    known = {
+        number: (record.size, bool(record.flags & layout.PACK_SEALED))
+        for number, record in table.items()
+    }
+    for problem in packs.recover(known, PackNo(next_no)):
+        if problem.sidecar_only:
+            _rewrite_sidecar(packs, overlay, problem.pack)
+        else:
+            text = "pack %08x: %s; what to do: cafs check %s"
+            log.error(text, problem.pack, problem.text, store)
+
+
+def _rewrite_sidecar(packs: PackStore, overlay: Overlay, pack: PackNo) -> None:
+    """A power loss took a part of a sidecar: the index has what it said."""
+    records = []
+    try:
+        for _, value in overlay.scan(layout.CHUNKS, b"", b""):
+            sha256, extent, _refs = layout.unpack_chunk(value)
+            if extent.pack == pack:
+                records.append(
+                    SidecarRecord(
+                        sha256,
+                        offset=extent.offset,
+                        stored_length=extent.stored_length,
+                        codec=extent.as_sound().codec,
+                        raw_length=extent.raw_length,
+                        xxh3=extent.xxh3,
+                    )
+                )
+    except IndexDamagedError as error:
+        # What the sidecar still has may be what the chunk is found by.
+        text = "the sidecar of pack %08x is left as it is: %s; what to do: %s"
+        log.error(text, pack, error, pages.ADVICE)
+        return
+    packs.rewrite_sidecar(pack, records)

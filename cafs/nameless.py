@@ -1,0 +1,82 @@
+"""Inodes without a name: when they go.
+
+An inode that has lost its last name stays as long as somebody has it open or the kernel knows
+it; one that a daemon left behind goes at the next start; what lay in a removed directory goes
+when the sweep comes by.  Belongs to the event loop.  Invariant: what is taken out has no name
+and nobody reads or writes it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from cafs.clock import Clock
+from cafs.contents import Contents
+from cafs.errors import CafsError
+from cafs.tree.detached import Swept, is_detached
+from cafs.tree.tree import Tree
+from cafs.types import Ino
+
+log = logging.getLogger(__name__)
+
+
+class Nameless:
+    """Takes out the inodes of one store that have no name."""
+
+    def __init__(self, tree: Tree, contents: Contents, clock: Clock) -> None:
+        self._tree = tree
+        self._contents = contents
+        self._clock = clock
+        self._waiting: set[Ino] = set()
+        # Forgotten while somebody had them open.
+
+    def forget(self, ino: Ino) -> None:
+        """The kernel knows this inode no more: if it has no name either, it goes."""
+        attr = self._tree.inodes.find(ino)
+        if attr is None or attr.nlink:
+            return
+        if not self._contents.is_open(ino) and self._contents.discard(ino):
+            self._tree.reap(ino)
+        else:
+            self._waiting.add(ino)
+
+    def look_again(self) -> None:
+        """Those that could not go yet, now perhaps."""
+        waiting, self._waiting = self._waiting, set()
+        for ino in waiting:
+            self._forget_if_sound(ino)
+
+    def reap_orphans(self) -> int:
+        """Remove what had no name when the store was closed or killed; how many.
+
+        Directories with entries are left to the sweep: that may take long.
+        """
+        orphans = list(self._tree.inodes.orphans())
+        for ino in orphans:
+            try:
+                attr = self._tree.inodes.find(ino)
+                if attr is not None and is_detached(attr):
+                    self._tree.detached.add(ino)
+                else:
+                    self._tree.reap(ino)
+            except CafsError as error:
+                _stays(ino, error)
+        return len(orphans)
+
+    def sweep_detached(self, limit: int) -> Swept:
+        """Take at most *limit* entries out of removed directories."""
+        swept = self._tree.detached.sweep(limit, self._clock.now_ns())
+        for ino in swept.gone:
+            self._forget_if_sound(ino)
+        return swept
+
+    def _forget_if_sound(self, ino: Ino) -> None:
+        """As forget(), but damage keeps this one and no other."""
+        try:
+            self.forget(ino)
+        except CafsError as error:
+            _stays(ino, error)
+
+
+def _stays(ino: Ino, error: CafsError) -> None:
+    log.error("inode %d without a name stays, because of damage: %s", ino, error)
