@@ -1,4 +1,4 @@
-"""``python -m bench``: run, http, report, plot, corpus, main-job.
+"""``python -m bench``: run, http, archives, report, plot, corpus, main-job.
 
 Only reads arguments and prints; exit code 0 done, 1 failed, 2 wrong usage.
 """
@@ -17,6 +17,11 @@ from rich.console import Console
 
 from bench import corpus, main_job, plot, report
 from bench import run as runner
+from bench.archives import corpus as archives_corpus
+from bench.archives import main_job as archives_main_job
+from bench.archives import report as archives_report
+from bench.archives import run as archives_run
+from bench.archives.blobs import UnlikeError
 from bench.client import ClientError
 from bench.fetch import CorpusError
 from bench.http import report as http_report
@@ -30,7 +35,7 @@ from cafs.errors import CafsError
 _DIRECTORY = Path("/var/tmp/cafs-bench")
 _FAULTS = (
     *(CorpusError, SideError, ClientError, runner.BenchError, plot.PlotError),
-    *(main_job.MainJobError, ResultError, LoadError, CafsError),
+    *(main_job.MainJobError, ResultError, LoadError, UnlikeError, CafsError),
 )
 
 
@@ -79,9 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     http_run.add_arguments(command)
     command.set_defaults(call=_http)
 
+    command = commands.add_parser("archives", help="measure archives that are taken apart")
+    archives_run.add_arguments(command)
+    command.set_defaults(call=_archives)
+
     command = commands.add_parser("report", help="write docs/benchmarks.md from a result")
     command.add_argument("result", type=Path, metavar="RESULT.json")
     command.add_argument("--http", type=Path, metavar="RESULT.json", help="of bench http")
+    command.add_argument("--archives", type=Path, metavar="RESULT.json", help="of bench archives")
     command.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     command.set_defaults(call=_report)
 
@@ -137,6 +147,32 @@ def _http(given: argparse.Namespace) -> int:
     return 0
 
 
+def _archives(given: argparse.Namespace) -> int:
+    if given.corpus:
+        blobs = archives_corpus.build(given.dir / "archives", quick=given.quick)
+        for name, part in archives_run.described(blobs).items():
+            print(f"{name:16} {part['files']:6,} files {part['bytes'] / 1e6:8,.0f} MB")
+        return 0
+    if given.main_job:
+        archives_main_job.run(
+            given.dir, quick=given.quick, kills=given.kills, seed=given.seed, keep=given.keep
+        )
+        return 0
+    with _progress() as progress:
+        result = archives_run.run(
+            given.dir,
+            quick=given.quick,
+            repetitions=given.repeat,
+            seed=given.seed,
+            progress=progress,
+            save=functools.partial(_save, given.json),
+        )
+    archives_report.terminal(result, _wide_console())
+    if given.json:
+        print(f"{given.json} written", file=sys.stderr)
+    return 0
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True)
@@ -178,6 +214,11 @@ def _report(given: argparse.Namespace) -> int:
         assert isinstance(over_http, http_run.HttpResult)
         name = given.http.as_posix()
         more = http_report.section(over_http, name, drawn.name if drawn.exists() else "")
+    if given.archives is not None:
+        aged = archives_run.ArchivesResult.load(given.archives)
+        assert isinstance(aged, archives_run.ArchivesResult)
+        section = archives_report.section(aged, given.archives.as_posix())
+        more = f"{more}\n{section}" if more else section
     given.out.write_text(report.markdown(result, given.result.as_posix(), plotted, more))
     print(f"{given.out} written")
     return 0

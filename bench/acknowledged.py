@@ -1,8 +1,9 @@
 """Writes into a mount and records, outside of it, only what was acknowledged.
 
-Run as ``python -m bench.acknowledged DIRECTORY MANIFEST SEED``; goes on until the mount dies or
-until it is stopped.  Each step is put into the manifest before it begins and again when the
-filesystem has acknowledged it: by fsync, or by a rename into place.
+Run as ``python -m bench.acknowledged DIRECTORY MANIFEST SEED [PAUSE]``; goes on until the mount
+dies or until it is stopped, with PAUSE seconds between two steps.  Each step is put into the
+manifest before it begins and again when the filesystem has acknowledged it: by fsync, or by a
+rename into place.
 
 Invariant: whatever the manifest says is done must be there after any crash.
 """
@@ -14,6 +15,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +32,12 @@ _MISSING = ""
 class Writer:
     """Takes random steps, one after the other."""
 
-    def __init__(self, directory: Path, manifest: int, seed: int) -> None:
+    def __init__(self, directory: Path, manifest: int, seed: int, pause_s: float = 0.0) -> None:
         self._directory = directory
         self._manifest = manifest
         self._random = Random(seed)
         self._seed = seed
+        self._pause_s = pause_s
 
     def go(self, steps: int | None = None) -> None:
         """Take so many steps, or for None until one fails.
@@ -48,6 +51,8 @@ class Writer:
         for _ in itertools.count() if steps is None else range(steps):
             path = self._directory / f"{self._seed}-{self._random.randrange(_NAMES):04}"
             self._random.choice(kinds)(path)
+            if self._pause_s:
+                time.sleep(self._pause_s)
 
     def _create(self, path: Path) -> None:
         """Write from the start, in pieces, and fsync; not atomic."""
@@ -164,10 +169,10 @@ def _digest(content: bytes) -> str:
 
 def main() -> int:
     """Write until the mount dies; 0 when it did, which is what ends a run."""
-    directory, manifest, seed = sys.argv[1:]
+    directory, manifest, seed, *pause = sys.argv[1:]
     fd = os.open(manifest, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        Writer(Path(directory), fd, int(seed)).go()
+        Writer(Path(directory), fd, int(seed), *map(float, pause)).go()
     except OSError as error:
         print(f"ended: {error}", file=sys.stderr)
     finally:

@@ -127,9 +127,9 @@ def _release(fetcher: Fetcher, root: Path, app: App, version: str) -> None:
         made = fetcher.work / "release"
         shutil.rmtree(made, ignore_errors=True)
         if app.client == "pip":
-            _unpack_wheel(fetcher.wheel(app.name, version), made)
+            unpack_wheel(fetcher.wheel(app.name, version), made)
         else:
-            _unpack_tgz(fetcher.npm_pack(app.name, version), made)
+            unpack_tgz(fetcher.npm_pack(app.name, version), made)
         unpacked.parent.mkdir(parents=True, exist_ok=True)
         made.replace(unpacked)
     zipped = root / "zips" / f"{app.name}-{version}.zip"
@@ -148,7 +148,8 @@ def _release(fetcher: Fetcher, root: Path, app: App, version: str) -> None:
         made.replace(droplet)
 
 
-def _unpack_wheel(archive: Path, target: Path) -> None:
+def unpack_wheel(archive: Path, target: Path) -> None:
+    """Unpack with the times that the members have."""
     with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
             path = opened.extract(member, target)
@@ -156,7 +157,8 @@ def _unpack_wheel(archive: Path, target: Path) -> None:
             os.utime(path, (when, when))
 
 
-def _unpack_tgz(archive: Path, target: Path) -> None:
+def unpack_tgz(archive: Path, target: Path) -> None:
+    """Unpack with the times that the members have."""
     with tarfile.open(archive) as opened:
         opened.extractall(target, filter="data")
 

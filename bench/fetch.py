@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,40 +98,69 @@ class Fetcher:
             "*.tgz",
         )
 
-    def site_packages(self, target: Path, requirements: Sequence[str]) -> None:
-        """Make *target* an installed site-packages; does nothing where it is there."""
+    def wheels(self, target: Path, requirements: Sequence[str], name: str) -> list[Path]:
+        """The wheels of all *requirements* of *name*, kept in *target* beside others.
+
+        They are for CPython 3.11 on x86-64, whatever asks for them.
+        """
+        say(f"fetching {len(requirements)} wheels of {name}")
+        target.mkdir(parents=True, exist_ok=True)
+        platforms = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "any")
+        command = [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+            *("--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"),
+            *(word for platform in platforms for word in ("--platform", platform)),
+            *("--dest", str(target), *requirements),
+        ]
+        found = {_wheel_key(path.name): path for path in target.glob("*.whl")}
+        wanted = [_wheel_key(one.replace("==", "-") + "-") for one in requirements]
+        if not found.keys() >= set(wanted):
+            run_client(command, f"wheels of {name}", self._pip, self.work)
+            found = {_wheel_key(path.name): path for path in target.glob("*.whl")}
+        return [found[key] for key in wanted]
+
+    def site_packages(
+        self, target: Path, requirements: Sequence[str | Path], *, compiled: bool = False
+    ) -> None:
+        """Make *target* an installed site-packages; does nothing where it is there.
+
+        *compiled*: with the ``.pyc`` that pip makes by itself.
+        """
         if target.exists():
             return
-        say(f"installing {target.name}: {', '.join(requirements)}")
+        say(f"installing {target.name}: {', '.join(map(_short, requirements))}")
         made = self._empty("site-packages")
         command = [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"),
-            *("--only-binary=:all:", "--target", str(made), *requirements),
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"),
+            *("--compile" if compiled else "--no-compile", "--only-binary=:all:"),
+            *("--target", str(made), *map(str, requirements)),
         ]
         run_client(command, target.name, self._pip, self.work)
         _into_place(made, target)
 
-    def node_modules(self, target: Path, dependencies: dict[str, str]) -> None:
+    def node_modules(self, target: Path, dependencies: dict[str, str], name: str = "") -> None:
         """Make *target* a project with its node_modules; does nothing where it is there.
 
-        The direct dependencies are exact.  What they ask for themselves is resolved once and
-        then pinned by the lock file, which is kept beside the downloads.
+        The project is called *name*, or as the directory is.  The direct dependencies are
+        exact.  What they ask for themselves is resolved once and then pinned by the lock file,
+        which is kept beside the downloads.
         """
         if target.exists():
             return
-        say(f"installing {target.name}: {len(dependencies)} packages and what they need")
+        name = name or target.name
+        say(f"installing {name}: {len(dependencies)} packages and what they need")
         made = self._empty("node")
         package = {
-            "name": target.name,
+            "name": name,
             "version": "1.0.0",
             "private": True,
             "dependencies": dependencies,
         }
         (made / "package.json").write_text(json.dumps(package, indent=2))
-        lock = self.downloads / f"{target.name}-lock.json"
+        lock = self.downloads / f"{name}-lock.json"
         if lock.exists():
             shutil.copy(lock, made / "package-lock.json")
-        run_client(["npm", "install"], target.name, self._npm, made)
+        run_client(["npm", "install"], name, self._npm, made)
         shutil.copy(made / "package-lock.json", lock)
         _into_place(made, target)
 
@@ -158,3 +188,14 @@ class Fetcher:
 def _into_place(made: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     made.replace(target)
+
+
+def _short(requirement: str | Path) -> str:
+    return requirement if isinstance(requirement, str) else requirement.name
+
+
+def _wheel_key(name: str) -> tuple[str, str]:
+    """What a wheel and the requirement that it meets have in common."""
+    package, version = name.split("-")[:2] if name.endswith(".whl") else name[:-1].rsplit("-", 1)
+    # A wheel may say 1.0 where the requirement says 1.0.0 or the other way round.
+    return re.sub("[-_.]+", "-", package).lower(), re.sub(r"(\.0)+$", "", version)

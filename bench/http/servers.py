@@ -127,12 +127,17 @@ class Server:
                 # Else a thousandth of all requests would open a connection, too.
                 "keepalive_requests": 10_000_000,
             },
+            **self.more_settings(),
         }
         lines = []
         for section, values in sections.items():
             lines.append(f"[{section}]")
             lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
         self.settings.write_text("\n".join(lines) + "\n")
+
+    def more_settings(self) -> dict[str, dict[str, Any]]:
+        """Further sections of the settings file."""
+        return {}
 
     def start(self) -> None:
         """Serve; what is in the tree stays."""
