@@ -40,6 +40,8 @@ OFFSETS = st.one_of(
 SIZES = st.one_of(st.integers(0, 300), st.integers(0, 150_000), st.just(1 << 20))
 MODES = st.sampled_from([0o644, 0o600, 0o755, 0o4755, 0o2755, 0o1777, 0o000, 0o7777])
 TIMES = st.integers(0, 4 * 10**18)
+RESTARTS_MAX = 2
+"""In one example: each takes as long as a hundred calls."""
 ATTRIBUTES = st.sampled_from(["user.a", "user.b", "user." + "x" * 250, "trusted.t", "bogus.x"])
 
 
@@ -91,6 +93,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.open: list[tuple[int, int]] = []
         """Descriptors of the same file on both sides."""
         self.checked = True
+        self.restarts = 0
 
     @initialize()
     def begin(self) -> None:
@@ -272,9 +275,10 @@ class TreeMachine(RuleBasedStateMachine):
 
     # The mount itself
 
-    @precondition(lambda self: not self.open)
+    @precondition(lambda self: not self.open and self.restarts < RESTARTS_MAX)
     @rule()
     def restart(self) -> None:
+        self.restarts += 1
         self.sides.mount.restart()
         self.checked = False
 
