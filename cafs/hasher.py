@@ -50,6 +50,12 @@ class Hasher:
             done += await self._one(blob, ino)
         return done
 
+    async def catch_up(self) -> None:
+        """Return when every file has its digests, but for those that somebody writes to."""
+        for ino in list(self._contents.ahead()):
+            await self._contents.finished(ino)
+        await self.once()
+
     async def now(self, blob: BlobNo, ino: Ino) -> bool:
         """Hash this one before its turn; whether it has its digests then."""
         return await self._one(blob, ino)

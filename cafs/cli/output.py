@@ -144,10 +144,14 @@ def show_value(value: object) -> str:
 def tree(values: Mapping[str, Any], indent: int = 0) -> None:
     """Nested values to stdout: plain fields aligned, then each group under its name."""
     plain = {key: value for key, value in values.items() if not _is_group(value)}
-    shown = [label_and_value(key, value) for key, value in plain.items()]
-    width = max((len(label) for label, _ in shown), default=0)
+    shown: dict[str, str] = {}
+    for key, value in plain.items():
+        label, text = label_and_value(key, value)
+        # How many and how large are one line.
+        shown[label] = f"{shown[label]}, {text}" if label in shown else text
+    width = max(map(len, shown), default=0)
     pad = "  " * indent
-    for label, text in shown:
+    for label, text in shown.items():
         say(f"{pad}{label.ljust(width)}  {text}".rstrip())
     for key, value in values.items():
         if not _is_group(value):

@@ -105,6 +105,8 @@ class Ageing:
         preempted = self._job is not None and self._job.background
         if preempted:
             self._stop("another pass was asked for")
+        # Who asks now means what he has just copied in, too.
+        await self._store.hasher.catch_up()
         await self._store.sync_all()
         report = await self._pass(job)
         await self._store.commit()

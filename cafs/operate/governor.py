@@ -18,7 +18,8 @@ from cafs import latency
 from cafs.clock import Clock
 from cafs.latency import Latency
 
-SHARE_MIN: Final = 0.03
+SHARE_MIN: Final = 0.1
+"""A store that is always busy is to shrink, too."""
 SHARE_MAX: Final = 0.95
 SHARE_FIRST: Final = 0.25
 STEP_UP: Final = 0.05
@@ -38,8 +39,8 @@ says how busy the machine is, and the job's low priority is an answer to that al
 LISTEN_S: Final = 0.2
 HIGH: Final = 0.9
 """The quantile that is compared: a single late one is chance."""
-ENOUGH: Final = 3
-"""Fewer times than this say nothing."""
+ENOUGH: Final = 11
+"""So many times are gathered before they are compared: of fewer, one late one decides."""
 MEMORY: Final = 0.3
 """How much the newest rest counts in what is normal."""
 
@@ -74,6 +75,7 @@ class Governor:
         """Time at work, of all jobs."""
         self._normal: dict[str, float] = {}
         self._at_rest: dict[str, list[float]] = {source: [] for source in latency.SOURCES}
+        self._working: dict[str, list[float]] = {source: [] for source in latency.SOURCES}
         self._requests = times.requests
         self._since = 0.0
         self._at_work = 0.0
@@ -103,6 +105,8 @@ class Governor:
     def _forget(self) -> None:
         for source in latency.SOURCES:
             self._times.take(source)
+            self._at_rest[source].clear()
+            self._working[source].clear()
         self._at_work = 0.0
 
     async def pace(self) -> None:
@@ -142,12 +146,15 @@ class Governor:
             self.share = min(SHARE_MAX, self.share + STEP_UP)
 
     def _is_late(self, source: str, *, served: bool) -> bool:
-        at_work = self._times.take(source)
-        if len(at_work) < ENOUGH:
+        gathered = self._working[source]
+        gathered += self._times.take(source)
+        if len(gathered) < ENOUGH:
             return False
+        high = quantile(gathered, HIGH)
+        gathered.clear()
         floor = FLOORS[source] if served else max(FLOORS[source], FLOOR_UNSERVED)
         normal = max(floor, self._normal.get(source, 0.0))
-        return quantile(at_work, HIGH) > TOLERANCE * normal
+        return high > TOLERANCE * normal
 
     async def probe(self) -> None:
         """Measure the event loop's delay, for ever: to be run beside the job."""
