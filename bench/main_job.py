@@ -97,19 +97,19 @@ class Job:
         if len(self._source) < LEAST_FILES:
             raise MainJobError(f"{self._tree} has only {len(self._source):,} files")
         self.mount.mkdir()
-        with _step("cafs up"):
+        with step("cafs up"):
             self._up()
-        with _step(f"cp -a of {len(self._source):,} entries, synced"):
+        with step(f"cp -a of {len(self._source):,} entries, synced"):
             _run("cp", "-a", str(self._tree), str(self.mount / "tree"))
             sync_directory(self.mount)
         drop_caches()
-        with _step("diff -r"):
+        with step("diff -r"):
             _run("diff", "-r", "--no-dereference", str(self._tree), str(self.mount / "tree"))
         self.compare("tree", "after the copy")
 
     def compare(self, name: str, when: str) -> None:
         """Compare modes, owners, times and SHA-256 of everything."""
-        with _step(f"SHA-256 and attributes, {when}"):
+        with step(f"SHA-256 and attributes, {when}"):
             unlike = differences(self._source, snapshot(self.mount / name))
         if unlike:
             raise MainJobError(_listed(f"{when}, {len(unlike)} entries differ", unlike))
@@ -117,22 +117,22 @@ class Job:
     def kill_and_verify(self, round_number: int) -> None:
         """SIGKILL in the middle of writes; restart; check; verify what was acknowledged."""
         before = acknowledged.count_done(self._manifest) if self._manifest.exists() else 0
-        with _step("writing, then SIGKILL"):
+        with step("writing, then SIGKILL"):
             self._write_until_killed(round_number, before)
         done = acknowledged.count_done(self._manifest) - before
         if done == 0:
             raise MainJobError("nothing was acknowledged before the kill: this proved nothing")
         self.acknowledged += done
         subprocess.run(["umount", "-l", str(self.mount)], check=False, capture_output=True)
-        with _step(f"restart after {done:,} more acknowledged steps"):
+        with step(f"restart after {done:,} more acknowledged steps"):
             self._up()
-        with _step("cafs check"):
+        with step("cafs check"):
             run_cafs("check", str(self.store))
-        with _step("every acknowledged step"):
+        with step("every acknowledged step"):
             lost = acknowledged.verify(acknowledged.expected(self._manifest))
         if lost:
             raise MainJobError(_listed(f"{len(lost)} acknowledged paths are not as written", lost))
-        with _step("reading what the killed copies left"):
+        with step("reading what the killed copies left"):
             for copied in sorted(self.mount.glob("copy-*")):
                 _readable(copied)
 
@@ -194,7 +194,8 @@ class Job:
 
 
 @contextmanager
-def _step(title: str) -> Iterator[None]:
+def step(title: str) -> Iterator[None]:
+    """Say what is done, and how long it took."""
     start = time.monotonic()
     print(f"{title} ...", end="", flush=True)
     try:

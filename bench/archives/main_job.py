@@ -30,7 +30,7 @@ from bench.archives.load import Readers
 from bench.archives.service import AgedServer
 from bench.http.load import Ask, Load
 from bench.http.servers import nginx_module
-from bench.main_job import MainJobError
+from bench.main_job import MainJobError, step
 from bench.meter import descendants
 from bench.sides import SideError, drop_caches, run_cafs
 
@@ -101,13 +101,13 @@ class Job:
 
     def put(self) -> None:
         """Half of the archives over HTTP, half through the mount; the first of them are aged."""
-        with _step("a new store, served"):
+        with step("a new store, served"):
             self.server.prepare()
             self.server.start()
         self._manifest.touch()
         first = len(self._blobs) // 3
         self._put(self._blobs[:first])
-        with _step(f"taking {first} archives apart, so that there is something to be read"):
+        with step(f"taking {first} archives apart, so that there is something to be read"):
             self.server.age_offline()
             self.server.start()
         if not self.server.held().aged:
@@ -116,12 +116,12 @@ class Job:
 
     def _put(self, blobs: list[Blob]) -> None:
         mounted, sent = blobs[::2], blobs[1::2]
-        with _step(f"{len(mounted)} archives through the mount"):
+        with step(f"{len(mounted)} archives through the mount"):
             copy_in(self._root, mounted, self.server.root)
         asks = [Ask("PUT", b.path, 201, corpus.source(self._root, b)) for b in sent]
-        with _step(f"{len(sent)} archives over HTTP"):
+        with step(f"{len(sent)} archives over HTTP"):
             self.server.ask(asks)
-        with _step("waiting for their digests"):
+        with step("waiting for their digests"):
             self.server.wait_until_hashed()
 
     def kill_and_verify(self, number: int, readers: Readers) -> None:
@@ -132,7 +132,7 @@ class Job:
         before = self.server.held().aged
         done_before = acknowledged.count_done(self._manifest)
         with (
-            _step(f"taking apart and writing, then SIGKILL of {what}"),
+            step(f"taking apart and writing, then SIGKILL of {what}"),
             self._writer(number) as writer,
         ):
             ageing = self.server.age_now()
@@ -151,23 +151,23 @@ class Job:
         if done == 0:
             raise MainJobError("nothing was acknowledged before the kill: this proved nothing")
         self.acknowledged += done
-        with _step("cafs check"):
+        with step("cafs check"):
             run_cafs("check", str(self.server.store))
-        with _step(f"{done:,} more acknowledged steps"):
+        with step(f"{done:,} more acknowledged steps"):
             lost = acknowledged.verify(acknowledged.expected(self._manifest))
         if lost:
             raise MainJobError(f"{len(lost)} acknowledged paths are not as written: {lost[:5]}")
         aged = self.server.held().aged
         if aged < before:
             raise MainJobError(f"{before} archives were aged before the kill, {aged} are now")
-        with _step(f"a third of the archives, {aged} of all aged"):
+        with step(f"a third of the archives, {aged} of all aged"):
             self._read_back(random.sample(self._blobs, len(self._blobs) // 3))
 
     def age_for_a_while(self) -> None:
         """Go on while readers are at work; ageing stands back for them."""
         shutil.rmtree(self.server.root / "further", ignore_errors=True)
         before = self.server.held().aged
-        with _step("taking apart beside the readers"):
+        with step("taking apart beside the readers"):
             ageing = self.server.age_now()
             end = time.monotonic() + _BESIDE_S
             while ageing.poll() is None and time.monotonic() < end:
@@ -177,7 +177,7 @@ class Job:
 
     def age_the_rest(self) -> None:
         """What is left, with the service stopped."""
-        with _step("taking the rest apart, with nobody to give way to"):
+        with step("taking the rest apart, with nobody to give way to"):
             spent = self.server.age_offline()
         aged = self.server.held().aged
         print(f"  {aged} archives are aged now, {spent.cpu_s:,.0f} s of processor time", flush=True)
@@ -202,13 +202,13 @@ class Job:
 
     def prove(self) -> float:
         """Everything twice with nothing cached, and the bytes that it takes by ext4's."""
-        with _step("giving space back, cafs check, cafs scrub"):
+        with step("giving space back, cafs check, cafs scrub"):
             self.server.give_back()
             run_cafs("check", str(self.server.store))
             stored = self.server.stored_bytes()
             run_cafs("scrub", str(self.server.store))
         for how in ("through the mount", "over HTTP"):
-            with _step(f"every archive {how}, nothing cached"):
+            with step(f"every archive {how}, nothing cached"):
                 self.server.forget()
                 self._read_back(self._blobs, how)
         self.server.stop()
@@ -263,18 +263,6 @@ class Job:
         finally:
             writer.kill()
             writer.wait()
-
-
-@contextmanager
-def _step(title: str) -> Iterator[None]:
-    start = time.monotonic()
-    print(f"{title} ...", end="", flush=True)
-    try:
-        yield
-    except BaseException:
-        print(" failed", flush=True)
-        raise
-    print(f" {time.monotonic() - start:.1f} s", flush=True)
 
 
 def _runs(pid: int) -> bool:
