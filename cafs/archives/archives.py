@@ -19,13 +19,13 @@ from cafs.archive_options import ArchiveOptions
 from cafs.archives.cache import Cache
 from cafs.archives.engine import Engine
 from cafs.archives.engines import Engines
+from cafs.archives.nested import engines_of
 from cafs.archives.proof import Proof
 from cafs.archives.rebuilds import LOOK_S, Rebuilds
 from cafs.archives.segments import Bounds
 from cafs.archives.take_apart import Outcome, Surroundings, TakeApart
 from cafs.archives.thaw import Thaw
 from cafs.archives.uses import Uses
-from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.ingest import Ingest
 from cafs.blobs.reader import Reader
@@ -212,11 +212,8 @@ class Archives:
         if not record.flags & BLOB_AGED:
             return None
         inner = self._side.blobs.get(record.mate)
-        numbers = set()
-        for _, part in self._side.blobs.parts(blob, 0, record.size):
-            if part.kind == recipe.MADE:
-                numbers.add(recipe.made(part).engine)
-        records = [self.engines.record(number) for number in sorted(numbers)]
+        numbers = sorted(engines_of(self._side.blobs, blob))
+        records = [self.engines.record(number) for number in numbers]
         return Estimate(
             inner.size,
             tuple(each.version for each in records if each is not None),

@@ -14,9 +14,11 @@ from cafs.archives import bytecode, gnu_gzip
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
 from cafs.archives.gzip_format import Begin, End, Event, GzipReader, Header, Kept, Raw
 from cafs.archives.inner import InnerWriter
+from cafs.archives.nested_zip import NestedZip
 from cafs.archives.segments import Bounds, LeftError, Segment
 from cafs.archives.tar_format import Kind, Stretch, TarSplitter
 from cafs.archives.trial import Guess, Sample
+from cafs.archives.zip_format import MAGIC as ZIP_MAGIC
 from cafs.blobs import recipe
 
 STEP: Final = 8 << 10
@@ -30,19 +32,36 @@ PROGRAMS_MAX: Final = 64
 MEMBERS_MAX: Final = 10_000
 
 Guesser = Callable[[Sample, Header], list[Guess]]
+NestedZips = Callable[[InnerWriter, Callable[[int], None]], NestedZip]
+"""Makes what takes a zip, of where it goes and what is told of the bytes that come out of it."""
 
 
 class GzipPass:
     """Takes one file."""
 
     def __init__(
-        self, inner: InnerWriter, outer: InnerWriter, guesser: Guesser, bounds: Bounds
+        self,
+        inner: InnerWriter,
+        outer: InnerWriter,
+        guesser: Guesser,
+        bounds: Bounds,
+        nested: NestedZips | None,
     ) -> None:
-        """*inner* takes what is inside, *outer* those bytes of the file that nobody makes."""
+        """*inner* takes what is inside, *outer* those bytes of the file that nobody makes.
+
+        Without *nested*, zips inside it are stored as they lie.
+        """
         self._inner = inner
         self._outer = outer
         self._guesser = guesser
         self._bounds = bounds
+        self._nested = nested
+        self._zip: NestedZip | None = None
+        """The member that passes by, if it is a zip."""
+        self._nested_bytes = 0
+        """What came out of zips that are through."""
+        self.nested = False
+        """Whether there was a zip with members that engines make."""
         self._gzip = GzipReader()
         self._tar = TarSplitter()
         self._lag = b""
@@ -83,7 +102,7 @@ class GzipPass:
     def _take(self, event: Event) -> None:
         if isinstance(event, Raw):
             self._raw_seen += len(event.data)
-            self._bounds.check(self._raw_seen, self._recent_at + len(self._recent))
+            self._check_bounds(0)
             assert self._stream is not None
             try:
                 self._stream.raw(event.data)
@@ -105,6 +124,11 @@ class GzipPass:
             self._stream = None
         else:
             self._leave_rest(event.start, event.reason)
+
+    def _check_bounds(self, nested: int) -> None:
+        """Whether all is not too much, with *nested* bytes out of the zip that passes by."""
+        raw = self._raw_seen + self._nested_bytes + nested
+        self._bounds.check(raw, self._recent_at + len(self._recent))
 
     def _begin(self, event: Begin) -> None:
         self._begun += 1
@@ -143,6 +167,7 @@ class GzipPass:
             piece = data[at : at + length]
             at += length
             if kind is Kind.HEADER:
+                self._end_zip()
                 self._inner.header(piece)
                 self._begins = True
             else:
@@ -152,6 +177,12 @@ class GzipPass:
         self._lag = data[at:]
 
     def _member(self, piece: bytes, *, final: bool) -> None:
+        if self._begins and self._nested is not None and piece.startswith(ZIP_MAGIC):
+            self._zip = self._nested(self._inner, self._check_bounds)
+        if self._zip is not None:
+            self._zip.push(piece)
+            self.nested |= self._zip.streams > 0
+            return
         at = 0
         if self._begins:
             for start, end in bytecode.varying(piece):
@@ -159,6 +190,13 @@ class GzipPass:
                 self._inner.header(piece[start:end])
                 at = end
         self._inner.data(piece[at:], final=final)
+
+    def _end_zip(self) -> None:
+        if self._zip is not None:
+            self._zip.end()
+            self._nested_bytes += self._zip.raw_bytes
+            self.nested |= self._zip.streams > 0
+            self._zip = None
 
     def finish(self) -> list[Segment]:
         """The file has ended: what it consists of.
@@ -168,6 +206,7 @@ class GzipPass:
         for event in self._gzip.finish():
             self._take(event)
         self._route(self._tar.finish(), b"")
+        self._end_zip()
         streams = [each for each in self._segments if isinstance(each, Stream)]
         if not streams:
             raise LeftError("no gzip member")

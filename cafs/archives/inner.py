@@ -85,10 +85,15 @@ class InnerWriter:
             self._compressible = not codec.looks_compressed(head)
         self._cut(data, self._compressible, final)
 
-    def place(self, part: Part) -> None:
-        """A part that is not made of bytes that came in, between those that are."""
+    def reserve(self) -> int:
+        """A place in the order, behind all that came in, for parts that are known later."""
         self._end_member()
-        self._fill(self._slot(), [part])
+        return self._slot()
+
+    def fill(self, place: int, parts: list[Part]) -> None:
+        """The parts that belong in a reserved place, which are not of bytes that came in."""
+        self.size += recipe.total_length(parts)
+        self._fill(place, parts)
 
     def _end_member(self) -> None:
         if self._compressible is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,12 +20,15 @@ from cafs.blobs.recipe import Part
 from cafs.durable import Disk
 from cafs.errors import IndexDamagedError, RebuildError
 from cafs.index import layout
-from cafs.index.layout import BLOB_AGED
+from cafs.index.layout import BLOB_AGED, BLOB_NESTED
 from cafs.types import BlobNo, ChunkNo, Extent
 
 _PIECE: Final = 1 << 20
 _KEPT: Final = 8
 """Chunks that slices come from, and are kept for the next of them."""
+
+_Source = Callable[[int, int], Iterator[bytes]]
+"""Bytes [start, end) of what engines take in."""
 
 ReadChunk = Callable[[ChunkNo, Extent], bytes]
 """A chunk's bytes, verified.  Raises ChunkDamagedError."""
@@ -51,12 +55,23 @@ class Offline:
             for _, part in parts:
                 yield from self.stored(part)
             return
-        left = deque(part for _, part in parts)
+        inner = self._blobs.get(record.mate)
+        plain = partial(self.range, record.mate)
+        source: _Source = plain
+        if inner.flags & BLOB_NESTED:
+            inside = self._blobs.parts_of(record.mate, inner, 0, inner.size)
+            source = _Onward(self._run(deque(inside), plain, input_follows=True)).read
+        yield from self._run(deque(parts), source, input_follows=False)
+
+    def _run(
+        self, left: deque[tuple[int, Part]], source: _Source, *, input_follows: bool
+    ) -> Iterator[bytes]:
+        """The bytes of a recipe, as cafs.archives.rebuild.Rebuild hands them on."""
         while left:
-            if left[0].kind == recipe.MADE:
-                yield from self._made(left, record.mate)
+            if left[0][1].kind == recipe.MADE:
+                yield from self._made(left, source, input_follows)
             else:
-                yield from self.stored(left.popleft())
+                yield from self.stored(left.popleft()[1])
 
     def range(self, number: BlobNo, start: int, end: int) -> Iterator[bytes]:
         """Bytes [start, end) of a blob that was not taken apart."""
@@ -95,15 +110,19 @@ class Offline:
             self._kept[number] = data
         return data
 
-    def _made(self, left: deque[Part], inner: BlobNo) -> Iterator[bytes]:
+    def _made(
+        self, left: deque[tuple[int, Part]], source: _Source, input_follows: bool
+    ) -> Iterator[bytes]:
         """The bytes of the made parts that one run of an engine gives."""
-        how = recipe.made(left[0])
+        how = recipe.made(left[0][1])
         if how.position:
             raise RebuildError("the recipe begins in the middle of a stream")
         stream = Stream(how, self._ready().rebuilder(how.engine), background=True)
-        while left and left[0].kind == recipe.MADE:
-            if not stream.add(left[0].length, recipe.made(left[0])):
+        while left and left[0][1].kind == recipe.MADE:
+            if not stream.add(left[0][1].length, recipe.made(left[0][1])):
                 break
+            left.popleft()
+        while input_follows and left and left[0][0] < how.start + how.raw_length:
             left.popleft()
         done: list[bytes] = []
 
@@ -112,7 +131,7 @@ class Offline:
 
         given = 0
         try:
-            for piece in self.range(inner, how.start, how.start + how.raw_length):
+            for piece in source(how.start, how.start + how.raw_length):
                 given += len(piece)
                 stream.work(piece, given == how.raw_length, sink)
                 yield from done
@@ -134,6 +153,27 @@ class Offline:
             self._engines = Engines(self._store, _no_writer, Disk())
             self._engines.open(records)
         return self._engines
+
+
+class _Onward:
+    """A source whose bytes come one after the other."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+        self._at = 0
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Bytes [start, end), which are the next ones."""
+        if start != self._at:
+            raise RebuildError("what is inside an archive is read from its start to its end")
+        while self._at < end:
+            piece = self._rest or next(self._pieces, b"")
+            if not piece:
+                return
+            given, self._rest = piece[: end - self._at], piece[end - self._at :]
+            self._at += len(given)
+            yield given
 
 
 def _no_writer(_number: int, _value: bytes) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import trio
 
-from cafs.archives.rebuild import EngineOf, Fetch, Rebuild
+from cafs.archives.rebuild import EngineOf, Fetch, Rebuild, Source
 from cafs.blobs import recipe
 from cafs.blobs.recipe import Part
 from cafs.clock import Clock
@@ -51,7 +51,7 @@ async def rebuild_and_compare(
     parts: Sequence[Part],
     record: BlobRecord,
     outer: Fetch,
-    inner: Fetch,
+    inner: Source,
     engine_of: EngineOf,
     workers: Workers,
     clock: Clock,
@@ -59,7 +59,8 @@ async def rebuild_and_compare(
 ) -> Proof:
     """Rebuild what *parts* say and compare it with a blob's size and SHA-256.
 
-    *pace* is awaited between steps.  Raises RebuildError, EngineError, ChunkDamagedError.
+    *inner* is closed in the end; *pace* is awaited between steps.  Raises RebuildError,
+    EngineError, ChunkDamagedError.
     """
     sha256 = hashlib.sha256()
     size = busy = 0.0

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 import xxhash
@@ -32,6 +31,28 @@ PARTS_AT_ONCE: Final = 512
 
 Fetch = Callable[[int, int], Awaitable[bytes | memoryview]]
 """Bytes [start, end) of a blob, verified."""
+
+
+class Source(Protocol):
+    """What engines take in."""
+
+    def read(self, start: int, end: int, /) -> Awaitable[bytes | memoryview]:
+        """Bytes [start, end), verified."""
+
+    async def close(self) -> None:
+        """Nothing more is read."""
+
+
+class Stored:
+    """An inner blob all of whose bytes are stored."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self.read = fetch
+
+    async def close(self) -> None:
+        """Nothing more is read."""
+
+
 Sink = Callable[[bytes | memoryview], None]
 """Takes the next bytes, in a worker thread.  What it raises ends the rebuild."""
 EngineOf = Callable[[int], Engine]
@@ -117,14 +138,19 @@ class Rebuild:
         self,
         parts: Sequence[Part],
         outer: Fetch,
-        inner: Fetch,
+        inner: Source,
         engine_of: EngineOf,
         workers: Workers,
         sink: Sink,
         *,
         background: bool,
+        input_follows: bool = False,
     ) -> None:
-        """*outer* is asked for those bytes of the blob that lie in chunks; *inner* for the rest."""
+        """*outer* is asked for those bytes of the blob that no engine makes.
+
+        *inner* has what engines take in, and is closed with this; *input_follows*: that lies
+        right behind each stream in the recipe itself, and is no part of what is handed on.
+        """
         self._parts = deque(parts)
         self._outer = outer
         self._inner = inner
@@ -132,6 +158,7 @@ class Rebuild:
         self._workers = workers
         self._sink = sink
         self._background = background
+        self._input_follows = input_follows
         self._stream: Stream | None = None
         self._at = 0
         """First byte of the next part."""
@@ -176,18 +203,10 @@ class Rebuild:
                     return
                 batch.append(stream)
                 size += raw_length
-            elif part.length <= STEP:
-                batch.append(await self._given(part, 0, part.length))
-                size += part.length
-                self._pass_by()
-            elif batch:
-                break
             else:
-                for low in range(0, part.length, STEP):
-                    data = await self._given(part, low, min(part.length, low + STEP))
-                    await self._workers.run(partial(self._sink, data))
-                self._pass_by()
-                return
+                length = self._stretch(STEP - size)
+                batch.append(await self._given(self._at - length, self._at))
+                size += length
         await self._work(batch)
 
     async def _work(self, batch: Sequence[bytes | memoryview | Stream]) -> None:
@@ -196,7 +215,7 @@ class Rebuild:
         low = min((each.how.start for each in streams), default=0)
         high = max((each.how.start + each.how.raw_length for each in streams), default=0)
         raw: list[bytes | memoryview]
-        if high - low <= 2 * STEP:
+        if high - low <= 2 * STEP and not self._input_follows:
             all_of_it = memoryview(await self._raw(low, high))
             places = [each.how.start - low for each in streams]
             raw = [
@@ -223,24 +242,31 @@ class Rebuild:
         await self._workers.run(work)
 
     async def _raw(self, low: int, high: int) -> bytes | memoryview:
-        data = await self._inner(low, high) if low < high else b""
+        data = await self._inner.read(low, high) if low < high else b""
         if len(data) != high - low:
             raise RebuildError("the inner blob is too short")
         return data
 
-    async def _given(self, part: Part, low: int, high: int) -> bytes | memoryview:
-        """Bytes [low, high) of the next part, which no engine makes."""
-        data: bytes | memoryview
-        if recipe.KINDS[part.kind].expand is not None:
-            data = recipe.expand(part, low, high)
-        else:
-            data = await self._outer(self._at + low, self._at + high)
+    async def _given(self, low: int, high: int) -> bytes | memoryview:
+        """Bytes [low, high), which no engine makes."""
+        data = await self._outer(low, high)
         if len(data) != high - low:
             raise RebuildError("a part of the recipe is too short")
         return data
 
-    def _pass_by(self) -> None:
-        self._at += self._parts.popleft().length
+    def _stretch(self, most: int) -> int:
+        """Pass by up to *most* bytes that no engine makes; how many they were."""
+        length = 0
+        while self._parts and self._parts[0].kind != recipe.MADE and length < most:
+            part = self._parts.popleft()
+            if length + part.length > most:
+                # Only its length is of interest here.
+                self._parts.appendleft(part._replace(length=length + part.length - most))
+                length = most
+            else:
+                length += part.length
+        self._at += length
+        return length
 
     def _begin(self) -> Stream:
         how = recipe.made(self._parts[0])
@@ -253,11 +279,18 @@ class Rebuild:
                 break
             self._at += part.length
             self._parts.popleft()
+        if self._input_follows and (
+            how.start != self._at or self._stretch(how.raw_length) != how.raw_length
+        ):
+            raise RebuildError("a stream inside is not followed by what it is made of")
         return stream
 
     async def close(self) -> None:
         """Let go of the engine, whose process may take a moment to end."""
         stream, self._stream = self._stream, None
         self._parts.clear()
-        if stream is not None:
-            await self._workers.run(stream.close)
+        try:
+            if stream is not None:
+                await self._workers.run(stream.close)
+        finally:
+            await self._inner.close()

@@ -20,6 +20,7 @@ import trio
 from cafs.archives.cache import Cache
 from cafs.archives.cachefile import Identity
 from cafs.archives.growing import BehindError, Growing
+from cafs.archives.nested import source_of
 from cafs.archives.rebuild import EngineOf, Rebuild, recipe_of
 from cafs.archives.uses import Uses
 from cafs.blobs.blobs import Blobs
@@ -27,7 +28,7 @@ from cafs.blobs.reader import Reader
 from cafs.clock import Clock
 from cafs.durable import Disk
 from cafs.errors import CafsError, EngineError, RebuildError
-from cafs.index.layout import BLOB_AGED, BlobRecord
+from cafs.index.layout import BLOB_AGED, BLOB_NESTED, BlobRecord
 from cafs.types import BlobNo
 from cafs.workers import Workers
 
@@ -287,11 +288,17 @@ class Rebuilds:
         async def of_outer(start: int, end: int) -> bytes | memoryview:
             return await self._reader.read_parts(self._blobs.parts(blob, start, end), start, end)
 
-        async def of_inner(start: int, end: int) -> bytes | memoryview:
-            return await self._reader.read(inner, start, end)
-
+        source = source_of(
+            self._blobs,
+            self._reader,
+            inner,
+            self._engine_of,
+            self._workers,
+            nested=bool(self._blobs.get(inner).flags & BLOB_NESTED),
+            background=False,
+        )
         return Rebuild(
-            parts, of_outer, of_inner, self._engine_of, self._workers, run.sink, background=False
+            parts, of_outer, source, self._engine_of, self._workers, run.sink, background=False
         )
 
     async def _stop(self, run: Run) -> None:

@@ -14,17 +14,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from cafs.archives import gzip_format, zip_format
 from cafs.archives.engine import Engine
 from cafs.archives.engines import Engines
-from cafs.archives.gzip_format import Header
 from cafs.archives.gzip_pass import GzipPass
 from cafs.archives.inner import InnerWriter
+from cafs.archives.nested import source_of
+from cafs.archives.passes import GZIP, Passes, kind_of
 from cafs.archives.proof import PartIndex, Proof, rebuild_and_compare
-from cafs.archives.rebuild import EngineOf, recipe_of
+from cafs.archives.rebuild import EngineOf, Source, recipe_of
 from cafs.archives.segments import Bounds, LeftError, Segment, outer_recipe
-from cafs.archives.trial import Guess, Sample, Trials
-from cafs.archives.zip_pass import MEMBERS_MAX, ZipPass
+from cafs.archives.zip_pass import ZipPass
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.ingest import Ingest
@@ -33,7 +32,7 @@ from cafs.blobs.recipe import Part
 from cafs.clock import Clock
 from cafs.errors import EngineError, RebuildError
 from cafs.index.counters import Counters
-from cafs.index.layout import BLOB_AGED, BLOB_LEFT, PARTS_PER_ROW, BlobRecord
+from cafs.index.layout import BLOB_AGED, BLOB_LEFT, BLOB_NESTED, PARTS_PER_ROW, BlobRecord
 from cafs.types import BlobNo, ChunkNo
 from cafs.workers import Workers
 
@@ -44,16 +43,13 @@ PIECE: Final = 256 << 10
 ROWS_AT_ONCE: Final = 4 * PARTS_PER_ROW
 CHOICES_MAX: Final = 4
 
-GZIP: Final = "gzip"
-ZIP: Final = "zip"
-
 
 class Outcome(NamedTuple):
     """What became of one archive."""
 
     blob: BlobNo
     kind: str
-    """GZIP, ZIP, or empty for what is no archive."""
+    """As kind_of() says."""
     reason: str
     """Why it was left as it is; empty if it was taken apart."""
     lasting: bool
@@ -103,7 +99,11 @@ class Surroundings(NamedTuple):
 class _Work:
     """What was stored so far for one archive."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings, *, may_nest: bool) -> None:
+        self.may_nest = may_nest
+        """Whether zips inside it may be taken apart."""
+        self.nested = False
+        """Whether there was one."""
         self.inner = InnerWriter(around.ingest)
         self.outer = InnerWriter(around.ingest)
         self.inner_no = around.blobs.aged.begin()
@@ -122,7 +122,7 @@ class TakeApart:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._trials = Trials()
+        self._passes = Passes(around.engines, around.workers, around.bounds)
         self.pace: Callable[[], Awaitable[None]] | None = None
         """Awaited between steps, if set: how ageing yields to others."""
         self.proof_s = 0.0
@@ -140,7 +140,7 @@ class TakeApart:
         work: _Work | None = None
         around.blobs.aged.hold(blob)
         try:
-            kind = await self._kind(blob, record)
+            kind = kind_of(bytes(await around.reader.read(blob, 0, min(64, record.size))))
             if not self._may(blob):
                 reason = "it is being written to, or is not plain"
             elif record.flags & BLOB_LEFT:
@@ -149,8 +149,13 @@ class TakeApart:
                 reason, lasting = "it is no archive", True
             else:
                 await around.prepare()
-                work = _Work(around)
+                work = _Work(around, may_nest=True)
                 reason, lasting = await self._try(blob, record, kind, work)
+                if lasting and work.nested:
+                    log.debug("blob %d: %s; again without zips inside it", blob, reason)
+                    self._tidy(work)
+                    work = _Work(around, may_nest=False)
+                    reason, lasting = await self._try(blob, record, kind, work)
             if lasting and self._may(blob):
                 around.blobs.aged.leave(blob)
         finally:
@@ -181,13 +186,16 @@ class TakeApart:
             raise RebuildError(f"blob {blob} is not taken apart")
 
         def engine_of(number: int) -> Engine:
-            return engine or around.engines.rebuilder(number)
+            made_with = around.engines.rebuilder(number)
+            return made_with if engine is None or engine.kind != made_with.kind else engine
 
         around.blobs.aged.hold(blob)
         around.blobs.aged.hold(record.mate)
         try:
             parts = await recipe_of(around.blobs, blob)
-            return await self._rebuild(record, parts, record.mate, engine_of)
+            nested = bool(around.blobs.get(record.mate).flags & BLOB_NESTED)
+            source = self._source(record.mate, engine_of, nested=nested)
+            return await self._rebuild(record, parts, source, engine_of)
         finally:
             around.blobs.aged.let_go(record.mate)
             around.blobs.aged.let_go(blob)
@@ -196,12 +204,6 @@ class TakeApart:
 
     def _may(self, blob: BlobNo) -> bool:
         return self._around.blobs.aged.may_swap(blob) and not self._around.busy(blob)
-
-    async def _kind(self, blob: BlobNo, record: BlobRecord) -> str:
-        head = bytes(await self._around.reader.read(blob, 0, min(64, record.size)))
-        if head.startswith(gzip_format.MAGIC):
-            return GZIP
-        return ZIP if head.startswith(zip_format.MAGIC) else ""
 
     async def _try(
         self, blob: BlobNo, record: BlobRecord, kind: str, work: _Work
@@ -219,7 +221,7 @@ class TakeApart:
             return "it was changed meanwhile", False
         # From here on there is no checkpoint until all is exchanged.
         work.swapped = self._around.blobs.aged.swap(
-            blob, work.outer_no, work.inner_no, work.inner_sha256
+            blob, work.outer_no, work.inner_no, work.inner_sha256, nested=work.nested
         )
         if not work.swapped:
             return "it was changed meanwhile", False
@@ -227,51 +229,30 @@ class TakeApart:
 
     async def _store(self, blob: BlobNo, record: BlobRecord, kind: str, work: _Work) -> None:
         around = self._around
-        one = await self._pass(blob, record, kind, work)
+
+        async def read(start: int, end: int) -> bytes | memoryview:
+            return await around.reader.read(blob, start, end)
+
+        one: GzipPass | ZipPass
+        if kind == GZIP:
+            one = self._passes.of_gzip(work.inner, work.outer, nested=work.may_nest)
+        else:
+            one = await self._passes.of_zip(work.inner, work.outer, record.size, read)
         for start in range(0, record.size, PIECE):
             await self._pause()
             end = min(start + PIECE, record.size)
             work.plain_bytes += self._only_here(blob, start, end)
-            data = bytes(await around.reader.read(blob, start, end))
+            data = bytes(await read(start, end))
             if len(data) != end - start:
                 raise LeftError("its recipe is too short")
             await around.workers.run(partial(one.push, data))
+            work.nested = isinstance(one, GzipPass) and one.nested
             await self._draft(work, work.inner_no, work.inner, final=False)
         work.segments = await around.workers.run(one.finish)
+        work.nested = isinstance(one, GzipPass) and one.nested
         work.pinned = [part for part in work.segments if isinstance(part, Part)]
         work.inner_sha256 = await around.workers.run(work.inner.finish)
         await self._draft(work, work.inner_no, work.inner, final=True)
-
-    async def _pass(
-        self, blob: BlobNo, record: BlobRecord, kind: str, work: _Work
-    ) -> GzipPass | ZipPass:
-        around = self._around
-        engines = around.engines.anew()
-        if not engines:
-            raise EngineError("no engine may be used to take archives apart")
-
-        def of_gzip(sample: Sample, header: Header) -> list[Guess]:
-            return self._trials.guesses(sample, engines, header)
-
-        def of_zip(sample: Sample) -> list[Guess]:
-            return self._trials.guesses(sample, engines)
-
-        if kind == GZIP:
-            return GzipPass(work.inner, work.outer, of_gzip, around.bounds)
-        scan = zip_format.scan(record.size)
-        try:
-            wanted = next(scan)
-            while True:
-                offset, length = wanted
-                wanted = scan.send(bytes(await around.reader.read(blob, offset, offset + length)))
-        except StopIteration as found:
-            members = found.value.members
-            reason = found.value.reason
-        if reason or not members:
-            raise LeftError(reason or "it has no deflated members")
-        if len(members) > MEMBERS_MAX:
-            raise LeftError("too many members")
-        return ZipPass(work.inner, work.outer, of_zip, around.bounds, members, record.size)
 
     def _only_here(self, blob: BlobNo, start: int, end: int) -> int:
         """Stored bytes of the chunks that begin in [start, end) and that nothing else refers to."""
@@ -288,7 +269,11 @@ class TakeApart:
     ) -> None:
         """Bring what a writer has stored into a recipe in the making."""
         while parts := writer.take(ROWS_AT_ONCE, final=final):
-            self._extend(work, drafted, parts)
+            pinned = work.pinned
+            work.pinned = [*pinned, *parts]
+            numbered = await self._passes.numbered(parts)
+            work.pinned = pinned
+            self._extend(work, drafted, numbered)
             await self._pause()
 
     def _extend(self, work: _Work, drafted: BlobNo, parts: Sequence[Part]) -> None:
@@ -303,14 +288,16 @@ class TakeApart:
 
     async def _prove_one_choice(self, blob: BlobNo, record: BlobRecord, work: _Work) -> None:
         """Find the choice of engines that makes the archive, and draft its recipe."""
+        around = self._around
         guesses = [len(each.guesses) for each in work.segments if not isinstance(each, Part)]
         most = min(max(guesses), CHOICES_MAX)
         for choice in range(most):
             chosen: list[Engine] = []
             parts = await self._outer_recipe(work, choice, partial(_place, chosen))
             engine_of = partial(_engine_at, chosen)
+            source = self._source(work.inner_no, around.engines.rebuilder, nested=work.nested)
             try:
-                proof = await self._rebuild(record, parts, work.inner_no, engine_of)
+                proof = await self._rebuild(record, parts, source, engine_of)
                 self.proof_s = proof.busy_s
             except (RebuildError, EngineError) as error:
                 log.debug("blob %d: choice %d: %s", blob, choice, error)
@@ -337,7 +324,7 @@ class TakeApart:
         parts = await self._outer_recipe(work, choice, lambda engine: numbers[chosen.index(engine)])
         for segment in work.segments:
             if not isinstance(segment, Part):
-                self._trials.remember(segment.guesses[min(choice, len(segment.guesses) - 1)])
+                self._passes.trials.remember(segment.guesses[min(choice, len(segment.guesses) - 1)])
         work.outer_no = around.blobs.aged.begin()
         for start in range(0, len(parts), ROWS_AT_ONCE):
             # No checkpoint between the two: a part is either counted or still to be let go of.
@@ -346,8 +333,20 @@ class TakeApart:
             if work.pinned:
                 await self._pause()
 
+    def _source(self, inner: BlobNo, engine_of: EngineOf, *, nested: bool) -> Source:
+        around = self._around
+        return source_of(
+            around.blobs,
+            around.reader,
+            inner,
+            engine_of,
+            around.workers,
+            nested=nested,
+            background=True,
+        )
+
     async def _rebuild(
-        self, record: BlobRecord, parts: Sequence[Part], inner: BlobNo, engine_of: EngineOf
+        self, record: BlobRecord, parts: Sequence[Part], inner: Source, engine_of: EngineOf
     ) -> Proof:
         around = self._around
         index = PartIndex(parts)
@@ -355,7 +354,7 @@ class TakeApart:
             parts,
             record,
             lambda start, end: around.reader.read_parts(index.within(start, end), start, end),
-            lambda start, end: around.reader.read(inner, start, end),
+            inner,
             engine_of,
             around.workers,
             around.clock,

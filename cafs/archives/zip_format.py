@@ -28,13 +28,15 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _END64_MAGIC: Final = b"PK\x06\x06"
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _CENTRAL_MAGIC: Final = b"PK\x01\x02"
-_LOCAL = struct.Struct("<4s5H3L2H")
+LOCAL: Final = struct.Struct("<4s5H3L2H")
+"""A member's own header: magic, version, flags, method, time, date, CRC-32, length, raw length,
+and the lengths of name and extra field, which follow (section 4.3.7)."""
 _COMMENT_MAX: Final = 0xFFFF
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
-_DEFLATED: Final = 8
-_ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
+DEFLATED: Final = 8
+ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 """Traditional encryption, strong encryption, a masked local header (section 4.4.4)."""
-_STREAMED: Final = 0x8
+STREAMED: Final = 0x8
 """Sizes lie in a data descriptor behind the member, and in the central directory."""
 _ZIP64_EXTRA: Final = 0x0001
 
@@ -102,7 +104,7 @@ def scan(size: int) -> Generator[Wanted, bytes, ZipLayout]:
                 behind = entry.header + 1
                 continue
             behind = data + entry.length
-            if entry.method != _DEFLATED or entry.flags & _ENCRYPTED or not entry.length:
+            if entry.method != DEFLATED or entry.flags & ENCRYPTED or not entry.length:
                 others += 1
                 continue
             members.append(Member(data, entry.length, entry.raw_length, entry.crc))
@@ -178,7 +180,7 @@ def _entries(directory: bytes, count: int, end: int) -> Iterator[_Entry]:
         if _MAX32 in (length, raw_length, header):
             sizes = (raw_length, length, header)
             raw_length, length, header = _zip64(directory[name_end:extra_end], sizes)
-        if header + _LOCAL.size > end or length > end:
+        if header + LOCAL.size > end or length > end:
             raise _OddError("a member lies outside of the file")
         yield _Entry(header, length, raw_length, crc, flags, method)
         at = extra_end + fields[12]
@@ -211,17 +213,17 @@ def _data_of(entry: _Entry, limit: int) -> Generator[Wanted, bytes, int]:
 
     *limit* is where the next member, or the central directory, begins.
     """
-    if entry.header + _LOCAL.size > limit:
+    if entry.header + LOCAL.size > limit:
         raise _OddError("members overlap")
-    fields = _LOCAL.unpack((yield (entry.header, _LOCAL.size)))
+    fields = LOCAL.unpack((yield (entry.header, LOCAL.size)))
     magic, _, flags, method, _, _, crc, length, raw_length, name_size, extra_size = fields
     if magic != MAGIC or method != entry.method:
         return -1
-    if not flags & _STREAMED:
+    if not flags & STREAMED:
         stated = (crc, length, raw_length)
         told = (entry.crc, entry.length, entry.raw_length)
         # Sizes that lie in the zip64 extra field are all ones here.
         if any(one not in (other, _MAX32) for one, other in zip(stated, told, strict=True)):
             return -1
-    data = entry.header + _LOCAL.size + name_size + extra_size
+    data = entry.header + LOCAL.size + name_size + extra_size
     return data if data + entry.length <= limit else -1

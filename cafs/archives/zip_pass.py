@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
-from cafs.archives.gzip_format import RAW_MAX
 from cafs.archives.inner import InnerWriter
+from cafs.archives.member import DeflatedMember
 from cafs.archives.segments import Bounds, LeftError, Segment
 from cafs.archives.trial import Guess, Sample
 from cafs.archives.zip_format import Member
@@ -24,7 +24,6 @@ SHORT: Final = 4 << 10
 """What lies between members is gathered if it is no longer than this: local headers."""
 WHOLE_MAX: Final = 1 << 20
 """Longer members are decided about by their beginning, so that they are not held in memory."""
-STEP: Final = 16 << 10
 _MARK: Final = -1
 """Kind of a part that stands for a stream."""
 
@@ -53,7 +52,7 @@ class ZipPass:
         self._at = 0
         self._held = bytearray()
         """Of the member, or of what lies before it."""
-        self._long: _Long | None = None
+        self._long: DeflatedMember | None = None
         self._streams: list[Stream] = []
         self._left_bytes = 0
         """Bytes of members that no engine makes."""
@@ -89,10 +88,11 @@ class ZipPass:
         ends = self._at + len(view) == member.offset + member.length
         if member.length > WHOLE_MAX or member.raw_length > WHOLE_MAX:
             if self._long is None:
-                self._long = _Long(self, member)
+                self._long = DeflatedMember(self._inner_size, self._guesser, self, member.length)
             self._long.feed(view)
             if ends:
                 self._long.end()
+                self._inner.data(b"", final=True)
                 self._long = None
         else:
             self._held += view
@@ -113,7 +113,7 @@ class ZipPass:
             raw = b""
         sound = inflater.eof and not inflater.unused_data and 0 < len(raw) <= WHOLE_MAX
         if sound:
-            stream = DeflatedStream(self._inner_size, self._guesser, self._emit)
+            stream = DeflatedStream(self._inner_size, self._guesser, self.raw)
             stream.feed(whole)
             try:
                 stream.raw(raw)
@@ -124,14 +124,15 @@ class ZipPass:
                 pass
         self.plain(whole, final=True)
 
-    def _emit(self, raw: bytes) -> None:
-        self._inner_size += len(raw)
+    def raw(self, data: bytes) -> None:
+        """The next bytes of what is inside a member that an engine makes."""
+        self._inner_size += len(data)
         self._bounds.check(self._inner_size, self._size)
-        self._inner.data(raw)
+        self._inner.data(data)
 
     def made(self, stream: Stream) -> None:
         """An engine makes the member."""
-        self._outer.place(Part(_MARK, 1, len(self._streams), b""))
+        self._outer.fill(self._outer.reserve(), [Part(_MARK, 1, len(self._streams), b"")])
         self._streams.append(stream)
 
     def plain(self, data: bytes, *, final: bool) -> None:
@@ -149,71 +150,3 @@ class ZipPass:
             self._streams[part.ref] if part.kind == _MARK else part
             for part in self._outer.take_all()
         ]
-
-
-class _Long:
-    """A member that is decided about by its beginning."""
-
-    def __init__(self, zip_pass: ZipPass, member: Member) -> None:
-        self._pass = zip_pass
-        self._length = member.length
-        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._stream: DeflatedStream | None = DeflatedStream(
-            zip_pass._inner_size, zip_pass._guesser, zip_pass._emit
-        )
-        self._begun = bytearray()
-        """Compressed bytes from before it was decided."""
-
-    def feed(self, view: memoryview) -> None:
-        """The next bytes of the member."""
-        for low in range(0, len(view), STEP):
-            self._feed(bytes(view[low : low + STEP]))
-
-    def _feed(self, data: bytes) -> None:
-        stream = self._stream
-        if stream is None:
-            self._pass.plain(data, final=False)
-            return
-        if not stream.known:
-            self._begun += data
-        stream.feed(data)
-        try:
-            self._inflate(stream, data)
-        except (zlib.error, NoEngineError):
-            if stream.known:
-                raise LeftError("a member that is damaged") from None
-            self._stream = None
-            self._pass.plain(bytes(self._begun), final=False)
-        else:
-            stream.advance()
-        if stream.known:
-            self._begun.clear()
-
-    def _inflate(self, stream: DeflatedStream, data: bytes) -> None:
-        while data:
-            raw = self._inflater.decompress(data, RAW_MAX)
-            if raw:
-                stream.raw(raw)
-            data = self._inflater.unconsumed_tail
-            if self._inflater.eof:
-                break
-        while not self._inflater.eof and (raw := self._inflater.decompress(b"", RAW_MAX)):
-            stream.raw(raw)
-        if self._inflater.unused_data:
-            raise zlib.error("bytes behind the end of the stream")
-
-    def end(self) -> None:
-        """That was all of it."""
-        stream = self._stream
-        if stream is not None and self._inflater.eof:
-            try:
-                self._pass.made(stream.end(self._length))
-            except NoEngineError:
-                self._pass.plain(bytes(self._begun), final=True)
-        elif stream is not None and not stream.known:
-            self._pass.plain(bytes(self._begun), final=True)
-        elif stream is not None:
-            raise LeftError("a member that is damaged")
-        else:
-            self._pass.plain(b"", final=True)
-        self._pass._inner.data(b"", final=True)

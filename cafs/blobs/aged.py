@@ -24,6 +24,7 @@ from cafs.index.layout import (
     BLOB_INNER,
     BLOB_LEFT,
     BLOB_MATED,
+    BLOB_NESTED,
     BLOB_ROWS,
     BLOB_UNHASHED,
     BlobRecord,
@@ -145,13 +146,22 @@ class Aged:
         record = layout.unpack_blob(value)
         return record.refs > 0 and not record.flags & (BLOB_UNHASHED | BLOB_MATED)
 
-    def swap(self, number: BlobNo, outer: BlobNo, inner: BlobNo, inner_sha256: bytes) -> bool:
+    def swap(
+        self,
+        number: BlobNo,
+        outer: BlobNo,
+        inner: BlobNo,
+        inner_sha256: bytes,
+        *,
+        nested: bool = False,
+    ) -> bool:
         """A blob is aged: *outer* is its recipe from now on, *inner* becomes its inner blob.
 
-        Both are recipes in the making, and are used up.  False, and nothing is changed, if the
-        blob cannot be taken apart (any more), or if a hole of it would become something else:
-        files remember how much of them is holes.  Who calls has proven that the new recipe
-        makes the same bytes.  Raises IndexDamagedError if sizes do not fit.
+        Both are recipes in the making, and are used up.  *nested*: the inner one has made parts
+        itself, each stream of which is followed by what it is made of.  False, and nothing is
+        changed, if the blob cannot be taken apart (any more), or if a hole of it would become
+        something else: files remember how much of them is holes.  Who calls has proven that the
+        new recipe makes the same bytes.  Raises IndexDamagedError if sizes do not fit.
         """
         blobs = self._blobs
         may = self.may_swap(number)
@@ -166,7 +176,7 @@ class Aged:
         record = blobs.get(number)
         blobs.put(number, record._replace(flags=record.flags | BLOB_AGED, mate=inner), shown=True)
         record = blobs.get(inner)
-        flags = record.flags & _OF_RECIPE | BLOB_INNER
+        flags = record.flags & _OF_RECIPE | BLOB_INNER | (BLOB_NESTED if nested else 0)
         record = record._replace(refs=1, flags=flags, sha256=inner_sha256, mate=number)
         blobs.put(inner, record)
         self._shorten(inner)

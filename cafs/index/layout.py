@@ -108,6 +108,9 @@ BLOB_INNER: Final = 16
 """The inflated content of the aged blob *mate*; no file has it, and no digest leads to it."""
 BLOB_LEFT: Final = 32
 """Was looked at and is left as it is: ageing does not try it again."""
+BLOB_NESTED: Final = 64
+"""An inner blob that has made parts: what their engines take in lies right behind each stream,
+and is not part of what the outer blob is made of."""
 BLOB_MATED: Final = BLOB_AGED | BLOB_INNER
 """A record with one of these has *mate*."""
 

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
+from cafs.archives.nested import engines_of
 from cafs.blobs import recipe
 from cafs.errors import CafsError, DaemonError, DamagedError, NotFoundError
 from cafs.index import layout
@@ -221,11 +222,7 @@ class Search:
                 if size > SAMPLE_BYTES_MAX and all(found[number] for number in wanted):
                     continue
                 blob = BlobNo(layout.from_u48(key))
-                numbers = {
-                    recipe.made(part).engine
-                    for _, part in self._view.blobs.parts(blob, 0, size)
-                    if part.kind == recipe.MADE
-                }
+                numbers = engines_of(self._view.blobs, blob)
             except DamagedError:
                 continue
             for number in numbers & wanted:

@@ -16,6 +16,7 @@ from cafs.index.layout import (
     BLOB_AGED,
     BLOB_INNER,
     BLOB_MATED,
+    BLOB_NESTED,
     BLOB_UNHASHED,
     BlobRecord,
 )
@@ -105,11 +106,14 @@ class AgedCheck:
     def problem(self, number: int, record: BlobRecord, part: Part) -> str:
         """What is wrong with a made part of a blob that is not dying; empty if nothing is."""
         how = recipe.made(part)
-        if not record.flags & BLOB_AGED:
+        if record.flags & BLOB_NESTED:
+            size: int | None = record.size
+        elif record.flags & BLOB_AGED:
+            size = self._sizes.get(record.mate)
+        else:
             return "it has a made part, and the blob is not marked as aged"
         if how.engine not in self._engines:
             return f"a made part needs engine {how.engine}, which is not there"
-        size = self._sizes.get(record.mate)
         if size is not None and how.start + how.raw_length > size:
             return f"a made part needs bytes beyond the {size} of the inner blob"
         return ""

@@ -272,6 +272,7 @@ static inline bool cafs_read_inode(struct cafs_inode *inode, const void *value, 
 #define CAFS_BLOB_AGED 8U
 #define CAFS_BLOB_INNER 16U
 #define CAFS_BLOB_LEFT 32U
+#define CAFS_BLOB_NESTED 64U
 #define CAFS_BLOB_MATED (CAFS_BLOB_AGED | CAFS_BLOB_INNER)
 #define CAFS_BLOB_MATE 8
 

@@ -448,6 +448,7 @@ def test_flags_are_those_of_the_code() -> None:
         "Record of a blob": [
             *(layout.BLOB_UNHASHED, layout.BLOB_ROWS, layout.BLOB_HOLES),
             *(layout.BLOB_AGED, layout.BLOB_INNER, layout.BLOB_LEFT),
+            layout.BLOB_NESTED,
         ],
         "Record of a pack": [layout.PACK_SEALED, layout.PACK_EMPTIED],
     }

@@ -1,0 +1,121 @@
+"""What engines take in, of an inner blob that has made parts itself: zips inside a tar.
+
+Goes through the inner blob once, from its first byte on, and runs the engines of the archives
+inside as it comes to them.  Invariant: as for any rebuild, only verified bytes come out, and
+only a few MiB of them are in memory.  Belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+from cafs.archives.rebuild import EngineOf, Rebuild, Source, Stored, recipe_of
+from cafs.blobs import recipe
+from cafs.blobs.blobs import Blobs
+from cafs.blobs.reader import Reader
+from cafs.errors import RebuildError
+from cafs.index.layout import BLOB_NESTED
+from cafs.types import BlobNo
+from cafs.workers import Workers
+
+
+class Nested:
+    """A source that is made while it is read."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        reader: Reader,
+        inner: BlobNo,
+        engine_of: EngineOf,
+        workers: Workers,
+        *,
+        background: bool,
+    ) -> None:
+        self._blobs = blobs
+        self._reader = reader
+        self._inner = inner
+        self._engine_of = engine_of
+        self._workers = workers
+        self._background = background
+        self._rebuild: Rebuild | None = None
+        self._ready = bytearray()
+        """What is made and not read yet."""
+        self._at = 0
+        """Where it begins."""
+
+    async def read(self, start: int, end: int) -> bytes | memoryview:
+        """Bytes [start, end), which are the next ones; fewer if there are no more.
+
+        Raises RebuildError and its kin.
+        """
+        if start != self._at:
+            raise RebuildError("what is inside an archive is read from its start to its end")
+        if self._rebuild is None:
+            self._rebuild = await self._begin()
+        length, more = end - start, True
+        while more and len(self._ready) < length:
+            more = await self._rebuild.step()
+        data = bytes(memoryview(self._ready)[:length])
+        del self._ready[:length]
+        self._at += len(data)
+        return data
+
+    async def _begin(self) -> Rebuild:
+        def take(data: bytes | memoryview) -> None:
+            self._ready += data
+
+        async def stored(start: int, end: int) -> bytes | memoryview:
+            return await self._reader.read(self._inner, start, end)
+
+        return Rebuild(
+            await recipe_of(self._blobs, self._inner),
+            stored,
+            Stored(stored),
+            self._engine_of,
+            self._workers,
+            take,
+            background=self._background,
+            input_follows=True,
+        )
+
+    async def close(self) -> None:
+        """Let go of the engines."""
+        if self._rebuild is not None:
+            await self._rebuild.close()
+
+
+def source_of(
+    blobs: Blobs,
+    reader: Reader,
+    inner: BlobNo,
+    engine_of: EngineOf,
+    workers: Workers,
+    *,
+    nested: bool,
+    background: bool,
+) -> Source:
+    """What engines take in of an inner blob; *nested*: it has made parts itself."""
+    if nested:
+        return Nested(blobs, reader, inner, engine_of, workers, background=background)
+
+    async def stored(start: int, end: int) -> bytes | memoryview:
+        return await reader.read(inner, start, end)
+
+    return Stored(stored)
+
+
+def engines_of(blobs: Blobs, blob: BlobNo) -> set[int]:
+    """Numbers of the engines that an aged blob is made with, and what is inside it.
+
+    Raises IndexDamagedError.
+    """
+    record = blobs.get(blob)
+    recipes = [blobs.parts_of(blob, record, 0, record.size)]
+    inner = blobs.get(record.mate)
+    if inner.flags & BLOB_NESTED:
+        recipes.append(blobs.parts_of(record.mate, inner, 0, inner.size))
+    return {
+        recipe.made(part).engine
+        for parts in recipes
+        for _, part in parts
+        if part.kind == recipe.MADE
+    }

@@ -1,0 +1,127 @@
+"""Which pass takes an archive, made ready for it: its engines, its bounds, its zip's directory.
+
+Belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+from cafs.archives import gzip_format, zip_format, zlib_engine
+from cafs.archives.engine import Engine
+from cafs.archives.engines import Engines
+from cafs.archives.gzip_format import Header
+from cafs.archives.gzip_pass import GzipPass, NestedZips
+from cafs.archives.inner import InnerWriter
+from cafs.archives.nested_zip import NestedZip
+from cafs.archives.segments import Bounds, LeftError
+from cafs.archives.trial import Guess, Sample, Trials
+from cafs.archives.zip_pass import MEMBERS_MAX, ZipPass
+from cafs.blobs import recipe
+from cafs.blobs.recipe import Part
+from cafs.errors import EngineError
+from cafs.workers import Workers
+
+GZIP: Final = "gzip"
+ZIP: Final = "zip"
+
+Pass = GzipPass | ZipPass
+Read = Callable[[int, int], Awaitable[bytes | memoryview]]
+"""Bytes [start, end) of the archive."""
+
+
+def kind_of(head: bytes) -> str:
+    """GZIP, ZIP, or empty for what is no archive, by its first bytes."""
+    if head.startswith(gzip_format.MAGIC):
+        return GZIP
+    return ZIP if head.startswith(zip_format.MAGIC) else ""
+
+
+class Passes:
+    """Makes passes, and keeps in mind which guesses were right."""
+
+    def __init__(self, engines: Engines, workers: Workers, bounds: Bounds) -> None:
+        self._engines = engines
+        self._workers = workers
+        self._bounds = bounds
+        self.trials = Trials()
+
+    def of_gzip(self, inner: InnerWriter, outer: InnerWriter, *, nested: bool) -> GzipPass:
+        """For a gzip file; *nested*: zips inside it are taken apart, too.
+
+        Raises EngineError.
+        """
+        engines = self._ready()
+
+        def guesses(sample: Sample, header: Header) -> list[Guess]:
+            return self.trials.guesses(sample, engines, header)
+
+        zips = self._zips(engines) if nested else None
+        return GzipPass(inner, outer, guesses, self._bounds, zips)
+
+    async def of_zip(
+        self, inner: InnerWriter, outer: InnerWriter, size: int, read: Read
+    ) -> ZipPass:
+        """For a zip.  Raises LeftError, EngineError; what *read* raises."""
+        engines = self._ready()
+        scan = zip_format.scan(size)
+        try:
+            wanted = next(scan)
+            while True:
+                offset, length = wanted
+                wanted = scan.send(bytes(await read(offset, offset + length)))
+        except StopIteration as found:
+            members = found.value.members
+            reason = found.value.reason
+        if reason or not members:
+            raise LeftError(reason or "it has no deflated members")
+        if len(members) > MEMBERS_MAX:
+            raise LeftError("too many members")
+
+        def guesses(sample: Sample) -> list[Guess]:
+            return self.trials.guesses(sample, engines)
+
+        return ZipPass(inner, outer, guesses, self._bounds, members, size)
+
+    def _ready(self) -> list[Engine]:
+        engines = self._engines.anew()
+        if not engines:
+            raise EngineError("no engine may be used to take archives apart")
+        return engines
+
+    async def numbered(self, parts: list[Part]) -> list[Part]:
+        """Parts of an inner blob, with the number of the engine that makes zips inside.
+
+        They are laid down before anything is proven, so it has its number by then.
+        Raises EngineError; DiskFullError and its kin.
+        """
+        if not any(part.kind == recipe.MADE for part in parts):
+            return parts
+        engine = _for_zips(self._ready())
+        if engine is None:
+            raise EngineError("the engine for zips may not be used any more")
+        await self._workers.run(partial(self._engines.keep, engine))
+        number = self._engines.number(engine)
+        return [
+            recipe.made_part(part.length, recipe.made(part)._replace(engine=number))
+            if part.kind == recipe.MADE
+            else part
+            for part in parts
+        ]
+
+    def _zips(self, engines: Sequence[Engine]) -> NestedZips | None:
+        """What takes the zips inside; None if no engine makes their members."""
+        engine = _for_zips(engines)
+        if engine is None:
+            return None
+
+        def guesses(sample: Sample) -> list[Guess]:
+            return self.trials.guesses(sample, [engine])
+
+        return lambda inner, check: NestedZip(inner, guesses, check)
+
+
+def _for_zips(engines: Sequence[Engine]) -> Engine | None:
+    return next((each for each in engines if each.kind == zlib_engine.KIND), None)

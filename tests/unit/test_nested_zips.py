@@ -1,0 +1,281 @@
+"""Zips inside a tar: taken apart with it, made again bit for bit, and shared with plain files."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cafs.archives.inner import InnerWriter
+from cafs.archives.nested import engines_of
+from cafs.archives.nested_zip import LEAST, NestedZip
+from cafs.archives.segments import LeftError
+from cafs.blobs import recipe
+from cafs.index.layout import BLOB_NESTED
+from cafs.operate.look import attr_of, look_at_blob, verify
+from cafs.operate.paths import resolve
+from cafs.store import Store
+from cafs.types import BlobNo, Ino
+from cafs.view import View
+from tests.unit.archived import age, blob_of, content, gzipped, opened, put, sources, tar
+from tests.unit.small_store import findings, noise
+
+pytestmark = pytest.mark.timeout(120)
+
+LIBRARY = sources()
+
+
+class Unseekable(io.BytesIO):
+    """A zip that is written here has its sizes behind each member."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: int) -> int:
+        raise io.UnsupportedOperation("seek")
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("tell")
+
+
+def zipped(
+    files: dict[str, bytes],
+    method: int = zipfile.ZIP_DEFLATED,
+    stream: io.BytesIO | None = None,
+    level: int | None = None,
+) -> bytes:
+    stream = stream or io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method, compresslevel=level) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, (2024, 1, 1, 0, 0, 0)), data, method)
+    return stream.getvalue()
+
+
+def wheel() -> bytes:
+    large = noise(1, 300) * 9000
+    return zipped(LIBRARY | {"large.so": large, "empty": b"", "tiny": b"x"})
+
+
+def worth_it(whole: bytes) -> int:
+    """Members that are long enough to be made again."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        return sum(member.compress_size > LEAST for member in archive.infolist())
+
+
+def inner_of(store: Store, ino: Ino) -> BlobNo:
+    return store.blobs.get(blob_of(store, ino)).mate
+
+
+def made_in(store: Store, blob: BlobNo) -> int:
+    """Streams of a recipe that engines make."""
+    parts = store.blobs.parts(blob, 0, store.blobs.get(blob).size)
+    made = [recipe.made(part) for _, part in parts if part.kind == recipe.MADE]
+    return sum(how.position == 0 for how in made)
+
+
+def test_a_wheel_in_a_cache_shares_its_files(tmp_path: Path) -> None:
+    one = wheel()
+    archive = gzipped(tar({"pip/http-v2/a.body": one, "pip/http-v2/a": b"head", "b.txt": b"z" * 9}))
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            plain = await put(store, b"droplet", gzipped(tar(LIBRARY)))
+            await age(store, plain)
+            ino = await put(store, b"cache", archive)
+            outcome = await age(store, ino)
+            inner = inner_of(store, ino)
+            assert store.blobs.get(inner).flags & BLOB_NESTED
+            assert made_in(store, inner) == worth_it(one) > 40
+            assert outcome.added_bytes < len(archive) / 4, "its files are those of the droplet"
+            assert len(engines_of(store.blobs, blob_of(store, ino))) == 2
+            assert await content(store, ino) == archive
+            assert await content(store, ino, 70_001) == archive, "from the cache"
+            store.archives.cache.drop(blob_of(store, ino))
+            await store.archives.prove(blob_of(store, ino))
+            await store.commit()
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+    with View(tmp_path / "store") as view:
+        for name in ("droplet", "cache"):
+            blob = attr_of(view, resolve(view, name.encode()).ino).blob
+            look = look_at_blob(view, blob)
+            assert look.aged is not None
+            assert len(look.aged.engines) == 1 + (name == "cache")
+            assert not verify(view, blob).damages
+        assert b"".join(view.content(blob)) == archive
+
+
+def test_it_is_thawed_and_taken_apart_again(tmp_path: Path) -> None:
+    archive = gzipped(tar({"one.jar": wheel(), "two.jar": zipped(LIBRARY)}))
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"cache", archive)
+            await age(store, ino)
+            assert await store.archives.thaw(blob_of(store, ino))
+            assert await content(store, ino) == archive
+            await store.commit()
+            await age(store, ino)
+        async with opened(tmp_path / "store") as store:
+            ino = Ino(2)
+            assert await content(store, ino) == archive
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
+def descriptors_without_signature(files: dict[str, bytes]) -> bytes:
+    """What an old writer makes: nothing tells where the next member begins."""
+    whole = zipped(files, stream=Unseekable())
+    return whole.replace(b"PK\x07\x08", b"", 1)
+
+
+def lying(files: dict[str, bytes], by: int) -> bytes:
+    """A zip whose first member says that it has another length."""
+    whole = bytearray(zipped(files))
+    (length,) = struct.unpack_from("<L", whole, 18)
+    struct.pack_into("<L", whole, 18, length + by)
+    return bytes(whole)
+
+
+def flipped(files: dict[str, bytes], seed: int) -> bytes:
+    whole = bytearray(zipped(files))
+    choice = random.Random(seed)
+    for _ in range(20):
+        whole[choice.randrange(len(whole))] ^= 1 << choice.randrange(8)
+    return bytes(whole)
+
+
+def late(files: dict[str, bytes]) -> bytes:
+    """A long member that another compressor goes on with: only the whole tells."""
+    head, tail = noise(3, 700) * 2500, noise(4, 900) * 900
+    one = zlib.compressobj(6, zlib.DEFLATED, -15)
+    raw = one.compress(head) + one.flush(zlib.Z_FULL_FLUSH)
+    two = zlib.compressobj(1, zlib.DEFLATED, -15)
+    raw += two.compress(tail) + two.flush()
+    data = head + tail
+    crc = zlib.crc32(data)
+    name = b"late"
+    header = b"PK\x03\x04" + struct.pack(
+        "<5H3L2H", 20, 0, 8, 0, 0, crc, len(raw), len(data), len(name), 0
+    )
+    return header + name + raw + zipped(files)
+
+
+SMALL = dict(list(LIBRARY.items())[:6])
+ODD: dict[str, Callable[[], bytes]] = {
+    "sizes behind": lambda: zipped(SMALL, stream=Unseekable()),
+    "sizes behind, unmarked": lambda: descriptors_without_signature(SMALL),
+    "stored": lambda: zipped(SMALL, zipfile.ZIP_STORED),
+    "other methods": lambda: zipped(SMALL, zipfile.ZIP_BZIP2) + zipped(SMALL),
+    "level 9": lambda: zipped(SMALL, level=9),
+    "too long": lambda: lying(SMALL, 100),
+    "too short": lambda: lying(SMALL, -100),
+    "far too long": lambda: lying(SMALL, 1 << 30),
+    "no length": lambda: lying(SMALL, 0xFFFFFFFF - struct.unpack_from("<L", zipped(SMALL), 18)[0]),
+    "cut short": lambda: zipped(SMALL)[:-30_000],
+    "cut in a header": lambda: zipped(SMALL)[:20],
+    "flipped": lambda: flipped(SMALL, 1),
+    "flipped otherwise": lambda: flipped(SMALL, 2),
+    "only its magic": lambda: b"PK\x03\x04",
+    "twice": lambda: zipped(SMALL) * 2,
+    "nested twice": lambda: zipped({"a.jar": zipped(SMALL)}, zipfile.ZIP_STORED),
+    "made by two": lambda: late(SMALL),
+    "empty members": lambda: zipped({str(n): b"" for n in range(50)}),
+}
+
+
+@pytest.mark.parametrize("name", list(ODD))
+def test_odd_zips_come_back_as_they_were(tmp_path: Path, name: str) -> None:
+    archive = gzipped(
+        tar({"a": b"first", "odd.zip": ODD[name](), "z.py": LIBRARY["json/decoder.py"]})
+    )
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"cache", archive)
+            outcome = await store.archives.take_apart(blob_of(store, ino))
+            assert outcome.done, outcome.reason
+            assert await content(store, ino) == archive
+            nested = store.blobs.get(inner_of(store, ino)).flags & BLOB_NESTED
+            assert bool(nested) == (made_in(store, inner_of(store, ino)) > 0)
+            if name in ("sizes behind", "level 9", "twice"):
+                assert nested
+            if name == "made by two":
+                assert not nested, "it was tried, failed, and was left as it lies"
+            await store.commit()
+            assert not store.chunks._pins
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
+def test_a_pass_gives_the_zip_back_however_it_is_cut(tmp_path: Path) -> None:
+    zips = [make() for make in ODD.values()]
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            await store.archives.ready()
+            passes = store.archives._apart._passes
+
+            @settings(max_examples=60, deadline=None)
+            @given(st.sampled_from(zips), st.integers(0, 10_000))
+            def example(whole: bytes, cuts: int) -> None:
+                one(store, passes._zips(passes._ready()), whole, cuts)
+
+            example()
+
+    trio.run(main)
+
+
+def one(store: Store, nested: Callable[..., NestedZip] | None, whole: bytes, cuts: int) -> None:
+    assert nested is not None
+    writer = InnerWriter(store.contents.ingest)
+    choice = random.Random(cuts)
+    through = nested(writer, lambda _: None)
+    at = 0
+    parts = []
+    try:
+        while at < len(whole):
+            step = choice.choice((1, 7, 30, 1000, 20_000, len(whole)))
+            through.push(whole[at : at + step])
+            at += step
+        through.end()
+        writer.finish()
+        parts = writer.take_all()
+    except LeftError:
+        writer.abandon()
+        assert not store.chunks._pins
+        return
+    length, hidden = 0, 0
+    for part in parts:
+        if hidden:
+            hidden -= part.length
+            assert hidden >= 0 and part.kind != recipe.MADE
+            continue
+        length += part.length
+        if part.kind == recipe.MADE:
+            how = recipe.made(part)
+            hidden = how.raw_length if ends(parts, part) else 0
+    assert length == len(whole)
+    store.chunks.unpin(recipe.chunk_refs(parts))
+    assert not store.chunks._pins
+
+
+def ends(parts: list[recipe.Part], part: recipe.Part) -> bool:
+    """Whether a made part is the last one of its stream."""
+    at = next(index for index, each in enumerate(parts) if each is part)
+    following = parts[at + 1] if at + 1 < len(parts) else None
+    if following is None or following.kind != recipe.MADE:
+        return True
+    return recipe.made(following).position == 0
