@@ -6,19 +6,26 @@ daemon is killed.  Only looks, at the newest commit.
 
 from __future__ import annotations
 
+import io
+import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.archives import corpus
 from bench.archives.corpus import Blob
+from cafs.archives import zip_format
 from cafs.archives.engine_record import EngineRecord
+from cafs.archives.nested_zip import LEAST
 from cafs.blobs import recipe
 from cafs.index import layout
 from cafs.types import BlobNo
 from cafs.view import View
 
+NESTED = "nested"
+"""Stands for members of zips that lie in a tar, whoever makes them."""
 _LEAST_SIZE = 64 << 10
 """Bytes; smaller archives are left as they are (archives.age_min_size)."""
 
@@ -31,13 +38,14 @@ class Held(NamedTuple):
     unhashed: int
     """Blobs whose digests are not known yet: they are no candidates."""
     streams: dict[str, int]
-    """Kind of engine -> deflate streams that it makes."""
+    """Kind of engine, or NESTED -> deflate streams that it makes."""
 
 
 def look(store: Path) -> Held:
     """Go through the index of *store*, whether it is served or not."""
     aged = unhashed = 0
     numbers: Counter[int] = Counter()
+    streams: Counter[str] = Counter()
     with View(store) as view:
         for key, value in view.overlay.scan(layout.BLOBS, b"", b""):
             refs, flags = layout.blob_use(value)
@@ -46,11 +54,10 @@ def look(store: Path) -> Held:
             if not refs or not flags & layout.BLOB_AGED:
                 continue
             aged += 1
-            parts = view.blobs.parts(BlobNo(layout.from_u48(key)), 0, layout.blob_size(value))
-            for _, part in parts:
-                if part.kind == recipe.MADE and recipe.made(part).position == 0:
-                    numbers[recipe.made(part).engine] += 1
-        streams: Counter[str] = Counter()
+            numbers.update(_engines(view, BlobNo(layout.from_u48(key))))
+            inner = layout.unpack_blob(value).mate
+            if view.blobs.get(inner).flags & layout.BLOB_NESTED:
+                streams[NESTED] += sum(1 for _ in _engines(view, inner))
         for number, count in numbers.items():
             record = view.overlay.get(layout.META, layout.engine_key(number))
             assert record is not None, f"engine {number} is not in the index"
@@ -58,16 +65,46 @@ def look(store: Path) -> Held:
     return Held(aged, unhashed, dict(streams))
 
 
+def _engines(view: View, blob: BlobNo) -> Iterator[int]:
+    """The number of the engine for each stream of a recipe."""
+    for _, part in view.blobs.parts(blob, 0, view.blobs.get(blob).size):
+        if part.kind == recipe.MADE and recipe.made(part).position == 0:
+            yield recipe.made(part).engine
+
+
 def streams(root: Path, blobs: list[Blob]) -> dict[str, int]:
-    """Kind of engine -> streams in *blobs* that it might make: gzip files, members of zips."""
-    found = {"gnu-gzip": 0, "zlib": 0}
+    """What might be made again -> how many of it are in *blobs*.
+
+    Gzip files, members of zips, and members of zips in the tars that the gzip files hold.
+    """
+    found = {"gnu-gzip": 0, "zlib": 0, NESTED: 0}
     for blob in blobs:
         if blob.size < _LEAST_SIZE:
             continue
         if blob.type in ("droplets", "buildpack caches"):
             found["gnu-gzip"] += 1
+            found[NESTED] += _nested(corpus.source(root, blob))
         elif blob.type == "packages":
             with zipfile.ZipFile(corpus.source(root, blob)) as opened:
                 members = opened.infolist()
             found["zlib"] += sum(m.compress_type == zipfile.ZIP_DEFLATED for m in members)
     return found
+
+
+def _nested(path: Path) -> int:
+    """Deflated members of the zips in a tar that are long enough to be made again."""
+    count = 0
+    with tarfile.open(path, "r|*") as members:
+        for member in members:
+            opened = members.extractfile(member)
+            if opened is None or not (data := opened.read()).startswith(zip_format.MAGIC):
+                continue
+            try:
+                inside = zipfile.ZipFile(io.BytesIO(data)).infolist()
+            except zipfile.BadZipFile:
+                continue
+            count += sum(
+                each.compress_type == zipfile.ZIP_DEFLATED and each.compress_size > LEAST
+                for each in inside
+            )
+    return count

@@ -189,7 +189,8 @@ def _stored(
         server.start()
     made = server.held().streams
     for engine, count in streams(root, there).items():
-        result.note(f"share_{engine}", cafs=made.get(engine, 0) / count)
+        if count:
+            result.note(f"share_{engine}", cafs=made.get(engine, 0) / count)
     progress("reading everything back")
     for blob in there:
         verify(blob, server.read(blob, corpus.source(root, blob)), "through the mount")

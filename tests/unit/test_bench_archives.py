@@ -35,7 +35,7 @@ from bench.archives.measures import MEASURES
 from bench.archives.run import ArchivesResult, described
 from bench.archives.service import AgedServer
 from bench.fetch import CorpusError, Fetcher
-from tests.unit.archived import age, droplet, opened, put
+from tests.unit.archived import age, droplet, gzipped, opened, put, tar
 
 
 def a_blob(root: Path, path: str, content: bytes) -> Blob:
@@ -207,24 +207,26 @@ def test_bytecode_of_two_stagings_has_the_same_chunks(droplets: list[bytes]) -> 
 
 
 def test_what_is_inside_a_store_is_counted(tmp_path: Path) -> None:
-    async def fill() -> None:
-        async with opened(tmp_path / "store") as store:
-            first = await put(store, b"droplet", droplet())
-            await put(store, b"another", droplet(5))
-            await age(store, first)
-
-    trio.run(fill)
-    assert look(tmp_path / "store") == (1, 0, {"gnu-gzip": 1})
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("deflated", os.urandom(70_000))
         archive.writestr("stored", b"x", zipfile.ZIP_STORED)
+        archive.writestr("short", b"x")
+
+    async def fill() -> None:
+        async with opened(tmp_path / "store") as store:
+            first = await put(store, b"droplet", droplet(more={"a.jar": packed.getvalue()}))
+            await put(store, b"another", droplet(5))
+            await age(store, first)
+
+    trio.run(fill)
+    assert look(tmp_path / "store") == (1, 0, {"gnu-gzip": 1, "nested": 1})
     blobs = [
         replace(a_blob(tmp_path, "cc-packages/ab", packed.getvalue()), type="packages"),
-        a_blob(tmp_path, "cc-droplets/large", bytes(70_000)),
+        a_blob(tmp_path, "cc-droplets/large", gzipped(tar({"a.jar": packed.getvalue()}))),
         a_blob(tmp_path, "cc-droplets/small", bytes(100)),
     ]
-    assert streams(tmp_path, blobs) == {"gnu-gzip": 1, "zlib": 1}
+    assert streams(tmp_path, blobs) == {"gnu-gzip": 1, "zlib": 2, "nested": 1}
 
 
 def test_the_report_says_what_was_reached() -> None:

@@ -21,8 +21,8 @@ from cafs.archives.nested_zip import LEAST, NestedZip
 from cafs.archives.segments import LeftError
 from cafs.blobs import recipe
 from cafs.index.layout import BLOB_NESTED
-from cafs.operate.look import attr_of, look_at_blob, verify
-from cafs.operate.paths import resolve
+from cafs.operate.look import look_at_blob, verify
+from cafs.operate.paths import attr_of, resolve
 from cafs.store import Store
 from cafs.types import BlobNo, Ino
 from cafs.view import View
