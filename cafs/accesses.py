@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
@@ -46,6 +46,9 @@ class Accesses:
         self._untold: list[InodeChanged] = []
         self.drained = 0
         """Inodes that other processes have told of so far."""
+        self.sent_cached: Callable[[Ino, int], None] = lambda _ino, _starts: None
+        """Called for a file that other processes have sent from the cache of rebuilt content, with
+        how often they did so from its first byte on."""
 
     def note(self, ino: Ino) -> bool:
         """A file is read, a link followed, or a directory listed; whether its record changed.
@@ -82,11 +85,15 @@ class Accesses:
 
     async def drain(self, reads: Reads | None) -> None:
         """Take over what other processes have noted since the last time, and tell the kernel."""
-        inos = list(reads.drain()) if reads is not None else []
-        self.drained += len(inos)
-        for start in range(0, len(inos), SLICE):
-            self.note_beside(inos[start : start + SLICE])
-            await trio.lowlevel.checkpoint()
+        if reads is not None:
+            sent = reads.drain()
+            inos = list(sent.inos)
+            self.drained += len(inos)
+            for start in range(0, len(inos), SLICE):
+                self.note_beside(inos[start : start + SLICE])
+                await trio.lowlevel.checkpoint()
+            for ino, starts in sent.cached.items():
+                self.sent_cached(ino, starts)
         if self._untold:
             untold, self._untold = self._untold, []
             await self._notices.tell(untold)

@@ -13,8 +13,8 @@ from cafs import storefile
 from cafs.archive_options import ArchiveOptions
 from cafs.archives.archives import Archives, StoreSide
 from cafs.errors import CafsError
-from cafs.index.layout import AGED_VERSION, META, engine_key
-from cafs.types import BlobNo
+from cafs.index.layout import AGED_VERSION, BLOB_AGED, META, engine_key
+from cafs.types import BlobNo, Ino
 
 if TYPE_CHECKING:
     from cafs.store import Store
@@ -42,6 +42,18 @@ def build(store: Store, options: ArchiveOptions) -> Archives:
     async def thaw(blob: BlobNo) -> None:
         await archives.thaw(blob)
 
+    def sent_cached(ino: Ino, starts: int) -> None:
+        try:
+            attr = store.tree.inodes.find(ino)
+            # Meanwhile it may have been removed, written, or thawed.
+            if attr is None or not attr.blob or not store.blobs.get(attr.blob).flags & BLOB_AGED:
+                return
+        except CafsError as error:
+            log.debug("what nginx has sent of inode %d is not counted: %s", ino, error)
+            return
+        archives.cache.use(attr.blob)
+        archives.uses.read(attr.blob, 0 if starts else 1, starts or 1)
+
     contents = store.contents
     archives = Archives(
         StoreSide(
@@ -61,5 +73,6 @@ def build(store: Store, options: ArchiveOptions) -> Archives:
         options,
     )
     contents.thaw = thaw
+    store.accesses.sent_cached = sent_cached
     store.space.give_way = archives.give_way
     return archives

@@ -87,6 +87,13 @@ class Cache:
         """Whether there is a file, as far as is known."""
         return blob in self._files
 
+    def use(self, blob: BlobNo) -> None:
+        """Another process has read from the file of a blob."""
+        with self._lock:
+            if blob in self._files:
+                self._files.move_to_end(blob)
+                self.hits += 1
+
     def read(self, blob: BlobNo, identity: Identity, start: int, end: int) -> memoryview | None:
         """Bytes [start, end) of a blob, verified; None when there is no file that has them.
 

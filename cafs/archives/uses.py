@@ -39,16 +39,16 @@ class Uses:
         self.reads = 0
         """Uses of aged blobs since the start."""
 
-    def read(self, blob: BlobNo, start: int) -> None:
-        """Somebody reads from byte *start* on."""
+    def read(self, blob: BlobNo, start: int, times: int = 1) -> None:
+        """Somebody reads from byte *start* on, or so many do."""
         use = self._uses.setdefault(blob, _Use())
         self._uses.move_to_end(blob)
         now = self._clock.monotonic()
         if start == 0 or now - use.last >= PAUSE_S:
             if now - use.first >= WINDOW_S:
                 use.first, use.count = now, 0
-            use.count += 1
-            self.reads += 1
+            use.count += times
+            self.reads += times
             if use.count >= self._thaw_after:
                 self._wanted[blob] = None
         use.last = now

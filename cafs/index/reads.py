@@ -12,8 +12,9 @@ import logging
 import mmap
 import os
 import struct
+from collections import Counter
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from cafs.errors import CafsError, from_os_error
 from cafs.types import Ino
@@ -31,12 +32,27 @@ SUFFIX: Final = ".reads"
 """Behind the pending file's name."""
 _HEAD: Final = 2
 _FIRST: Final = HEADER.size // 8
-_INO_MAX: Final = (1 << 48) - 1
+_INO_BITS: Final = 48
+PACKS: Final = 0
+"""Above the inode's number: the bytes came from packs."""
+CACHED: Final = 1
+"""From a file of the cache, from its first byte on."""
+CACHED_INSIDE: Final = 2
+"""From a file of the cache, from another byte on."""
 
 
 def path_beside(pending: Path) -> Path:
     """Where the reads file of a store is whose pending file is there."""
     return pending.with_name(pending.name + SUFFIX)
+
+
+class Sent(NamedTuple):
+    """What was sent in some time."""
+
+    inos: set[Ino]
+    """Whose content; all of them."""
+    cached: dict[Ino, int]
+    """Of these, whose from a file of the cache, and how often from its first byte on."""
 
 
 class Reads:
@@ -82,17 +98,17 @@ class Reads:
             log.warning("%s; what nginx reads leaves access times as they are", error)
             return None
 
-    def drain(self) -> set[Ino]:
-        """Inodes that were read since the last time."""
+    def drain(self) -> Sent:
+        """What was read since the last time."""
         head = self._words[_HEAD]
         # Whoever may write the file may write anything: then begin where it says.
         new = (head - self._drained) % (1 << 64)
         if not new:
-            return set()
+            return Sent(set(), {})
         self.lost += max(0, new - self._places)
         new = min(new, self._places)
         self._drained = head
-        found: set[int] = set()
+        found: Counter[int] = Counter()
         start = (head - new) % self._places
         while new:
             count = min(new, self._places - start)
@@ -101,7 +117,15 @@ class Reads:
             # A place that was taken and is not written yet must not count for who had it before.
             piece[:] = memoryview(bytes(8 * count)).cast("Q")
             start, new = 0, new - count
-        return {Ino(number) for number in found if 0 < number <= _INO_MAX}
+        sent = Sent(set(), {})
+        for word, times in found.items():
+            ino, way = Ino(word % (1 << _INO_BITS)), word >> _INO_BITS
+            if not ino or way > CACHED_INSIDE:
+                continue
+            sent.inos.add(ino)
+            if way != PACKS:
+                sent.cached[ino] = sent.cached.get(ino, 0) + (times if way == CACHED else 0)
+        return sent
 
     def close(self) -> None:
         """Nobody drains any more."""

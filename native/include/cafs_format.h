@@ -382,6 +382,7 @@ static inline bool cafs_read_generation(uint64_t *generation, const void *value,
 
 #define CAFS_PACK_MAGIC "CAFSPACK"
 #define CAFS_FILE_HEADER 32
+#define CAFS_STORE_ID 16 /* bytes */
 #define CAFS_CODEC_RAW 0
 #define CAFS_CODEC_ZSTD 1
 

@@ -15,6 +15,13 @@
 #define CAFS_READS_BITS_MAX 24
 #define CAFS_READS_SUFFIX ".reads" /* behind the pending file's name */
 
+/* Where the bytes came from; in a place, above the inode's number. */
+enum cafs_reads_from {
+    CAFS_READS_PACKS = 0,
+    CAFS_READS_CACHED = 1,       /* a file of the cache, from its first byte on */
+    CAFS_READS_CACHED_INSIDE = 2 /* a file of the cache, from another byte on */
+};
+
 /* A reads file as it is mapped. */
 struct cafs_reads {
     uint8_t *base; /* NULL: there is none */
@@ -45,13 +52,14 @@ static inline bool cafs_reads_open(struct cafs_reads *reads, void *base, size_t 
 
 /* Bytes of this inode's content went to a client.  *bits* is the one that was checked: the file's
  * may be anything by now.  No order is promised, so none is asked for. */
-static inline void cafs_reads_note(const struct cafs_reads *reads, uint64_t ino)
+static inline void cafs_reads_note(const struct cafs_reads *reads, uint64_t ino, enum cafs_reads_from from)
 {
     uint64_t *const head = (uint64_t *)(void *)(reads->base + 16);
     uint64_t *const places = (uint64_t *)(void *)(reads->base + CAFS_READS_HEADER);
     const uint64_t number = __atomic_fetch_add(head, 1, __ATOMIC_RELAXED);
 
-    __atomic_store_n(&places[number & ((UINT64_C(1) << reads->bits) - 1)], ino, __ATOMIC_RELAXED);
+    __atomic_store_n(&places[number & ((UINT64_C(1) << reads->bits) - 1)],
+                     (uint64_t)from << 48 | ino, __ATOMIC_RELAXED);
 }
 
 #endif

@@ -12,6 +12,7 @@ void fuzz_recipe(const uint8_t *data, size_t size);
 void fuzz_window(const uint8_t *data, size_t size);
 void fuzz_link(const uint8_t *data, size_t size);
 void fuzz_pending(const uint8_t *data, size_t size);
+void fuzz_cachefile(const uint8_t *data, size_t size);
 
 /* -- what the targets share ------------------------------------------------------------------ */
 

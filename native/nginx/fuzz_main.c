@@ -31,7 +31,7 @@ static uint8_t random_byte(void)
 int main(int count, char **arguments)
 {
     static void (*const targets[])(const uint8_t *, size_t) = {fuzz_lookup, fuzz_recipe, fuzz_window,
-                                                               fuzz_link, fuzz_pending};
+                                                               fuzz_link, fuzz_pending, fuzz_cachefile};
     if (count != 3) {
         fprintf(stderr, "usage: %s SEED ROUNDS\n", arguments[0]);
         return 2;

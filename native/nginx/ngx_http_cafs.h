@@ -6,6 +6,7 @@
 #include <ngx_core.h>
 #include <ngx_http.h>
 
+#include "cachefile.h"
 #include "store.h"
 #include "window.h"
 
@@ -40,6 +41,7 @@ typedef struct {
     ngx_atomic_t waits;       /* reads that were left to a thread */
     ngx_atomic_t next_suspect;
     ngx_atomic_t suspects[NGX_HTTP_CAFS_SUSPECTS]; /* when, and low bits of the blob's number */
+    ngx_atomic_t cached; /* of those found, from a file of the cache */
 } ngx_http_cafs_counters_t;
 
 typedef struct {
@@ -62,6 +64,15 @@ typedef struct {
     size_t prefix; /* bytes of the URI before the path in the tree */
 } ngx_http_cafs_loc_conf_t;
 
+/* What is known of a blob that was taken apart and has a file in the cache. */
+typedef struct {
+    struct cafs_node node;
+    struct cafs_cached file;
+    int fd; /* one of the response's packs */
+    const char *why;
+    int error;
+} ngx_http_cafs_cached_t;
+
 /* A response with a body. */
 typedef struct {
     ngx_http_cafs_loc_conf_t *conf;
@@ -69,6 +80,8 @@ typedef struct {
     uint64_t ino;
     uint64_t blob;
     uint64_t first; /* the byte that was read before the header was sent */
+    ngx_uint_t verify; /* as in the location, but a file of the cache is always verified */
+    ngx_http_cafs_cached_t *cached; /* NULL: the bytes come from packs */
     struct cafs_recipe recipe;
     struct cafs_packs packs;
     struct cafs_window window;
@@ -93,9 +106,15 @@ ngx_http_cafs_counters_t *ngx_http_cafs_counters(ngx_http_request_t *r);
 #define ngx_http_cafs_count(r, counter, n)                                                             \
     (void)ngx_atomic_fetch_add(&ngx_http_cafs_counters(r)->counter, (ngx_atomic_int_t)(n))
 
+/* What a thread does: *data points to the response's context. */
+typedef void (*ngx_http_cafs_work_pt)(void *data, ngx_log_t *log);
+
 /* ngx_http_cafs_handler.c */
 ngx_int_t ngx_http_cafs_handler(ngx_http_request_t *r);
 ngx_int_t ngx_http_cafs_status_handler(ngx_http_request_t *r);
+
+/* Leave the request to the daemon. */
+ngx_int_t ngx_http_cafs_hand_over(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf);
 
 /* The recipe of the response's blob, from a view of its own: NGX_OK, or a status. */
 ngx_int_t ngx_http_cafs_read_recipe(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx);
@@ -104,6 +123,14 @@ ngx_int_t ngx_http_cafs_read_recipe(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
 void ngx_http_cafs_log_fault(ngx_http_request_t *r, const struct cafs_fault *fault);
 
 /* ngx_http_cafs_answer.c */
+
+/* A time of the index as HTTP has it. */
+time_t ngx_http_cafs_seconds(int64_t ns);
+
+/* Where the body will begin, most likely; nginx's range filter decides. */
+uint64_t ngx_http_cafs_likely_start(ngx_http_request_t *r, off_t size);
+
+/* Answer for an inode that was found.  A response that has its context already has its recipe there. */
 ngx_int_t ngx_http_cafs_answer(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf,
                                const struct cafs_node *node, struct cafs_recipe *recipe, int has_recipe);
 
@@ -114,9 +141,26 @@ ngx_int_t ngx_http_cafs_body_init(ngx_conf_t *cf);
 ngx_http_cafs_ctx_t *ngx_http_cafs_create_ctx(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf,
                                               struct cafs_recipe *recipe);
 
+/* Let go of what a context holds, if it will not be used; twice is once. */
+void ngx_http_cafs_release(ngx_http_cafs_ctx_t *ctx);
+
+#if (NGX_THREADS)
+/* Have a thread do *work*; then it calls r->write_event_handler: NGX_AGAIN or NGX_ERROR. */
+ngx_int_t ngx_http_cafs_post(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, ngx_http_cafs_work_pt work);
+#endif
+
 /* Have byte *at* of the blob in the window: NGX_OK; NGX_AGAIN: a thread reads, and then calls
  * r->write_event_handler; NGX_ERROR: it cannot be had, which is logged and counted. */
 ngx_int_t ngx_http_cafs_load(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, uint64_t at, uint64_t end);
+
+/* ngx_http_cafs_cached.c */
+
+/* Answer a GET from the file that *file* tells of, or leave it to the daemon. */
+ngx_int_t ngx_http_cafs_cached(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf,
+                               const struct cafs_node *node, const struct cafs_cached *file);
+
+/* Log that a block of such a file cannot be sent. */
+void ngx_http_cafs_log_block(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx);
 
 /* ngx_http_cafs_fault.c */
 

@@ -38,8 +38,7 @@ static ngx_int_t ngx_http_cafs_redirect(ngx_http_request_t *r)
     return NGX_HTTP_MOVED_PERMANENTLY;
 }
 
-/* Where the body will begin, most likely; nginx's range filter decides. */
-static uint64_t ngx_http_cafs_likely_start(ngx_http_request_t *r, off_t size)
+uint64_t ngx_http_cafs_likely_start(ngx_http_request_t *r, off_t size)
 {
     static const char unit[] = "bytes=";
     const size_t length = sizeof unit - 1;
@@ -63,7 +62,7 @@ static uint64_t ngx_http_cafs_likely_start(ngx_http_request_t *r, off_t size)
     return (uint64_t)(suffix ? size - number : number);
 }
 
-static time_t ngx_http_cafs_seconds(int64_t ns)
+time_t ngx_http_cafs_seconds(int64_t ns)
 {
     return (time_t)(ns / NS - (ns % NS < 0));
 }
@@ -118,7 +117,9 @@ static ngx_int_t ngx_http_cafs_answer_file(ngx_http_request_t *r, ngx_http_cafs_
     ngx_int_t rc;
 
     if (r->method == NGX_HTTP_GET && inode->size > 0) {
-        ctx = ngx_http_cafs_create_ctx(r, conf, recipe);
+        ctx = ngx_http_get_module_ctx(r, ngx_http_cafs_module);
+        if (ctx == NULL)
+            ctx = ngx_http_cafs_create_ctx(r, conf, recipe);
         if (ctx == NULL)
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         ctx->ino = node->ino;

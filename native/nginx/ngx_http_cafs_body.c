@@ -15,16 +15,20 @@ static ngx_http_output_body_filter_pt ngx_http_cafs_next_body_filter;
 
 /* -- the context ----------------------------------------------------------------------------- */
 
-/* Runs when no thread works for the request any more. */
-static void ngx_http_cafs_cleanup(void *data)
+void ngx_http_cafs_release(ngx_http_cafs_ctx_t *ctx)
 {
-    ngx_http_cafs_ctx_t *ctx = data;
-
     cafs_recipe_free(&ctx->recipe);
     cafs_packs_close(&ctx->packs);
     cafs_window_free(&ctx->window);
     if (ctx->packs.directory >= 0)
         close(ctx->packs.directory);
+    ctx->packs.directory = -1;
+}
+
+/* Runs when no thread works for the request any more. */
+static void ngx_http_cafs_cleanup(void *data)
+{
+    ngx_http_cafs_release(data);
 }
 
 ngx_http_cafs_ctx_t *ngx_http_cafs_create_ctx(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf,
@@ -42,6 +46,7 @@ ngx_http_cafs_ctx_t *ngx_http_cafs_create_ctx(ngx_http_request_t *r, ngx_http_ca
     ctx->conf = conf;
     ctx->site = conf->site;
     ctx->recipe = *recipe;
+    ctx->verify = conf->verify;
     ctx->window.verify = conf->verify != 0;
     /* Of its own: the store may be closed and opened anew meanwhile. */
     cafs_packs_init(&ctx->packs, fcntl(conf->site->store.packs_fd, F_DUPFD_CLOEXEC, 0));
@@ -60,6 +65,10 @@ static void ngx_http_cafs_log_chunk(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
 {
     const struct cafs_extent *extent = &ctx->recipe.extents[ctx->window.bad];
 
+    if (ctx->cached != NULL) {
+        ngx_http_cafs_log_block(r, ctx);
+        return;
+    }
     if (ctx->filled == CAFS_SYSTEM) {
         ngx_log_error(NGX_LOG_CRIT, r->connection->log, ctx->window.error,
                       "cafs: chunk %uL of blob %uL cannot be read; \"%V\" cannot be served", extent->chunk,
@@ -83,7 +92,8 @@ static int ngx_http_cafs_moved(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx)
     struct cafs_view view;
     int moved;
 
-    if (ctx->filled != CAFS_BAD_CHUNK || ngx_http_cafs_begin(r, ctx->site, &view) != NGX_OK)
+    if (ctx->cached != NULL || ctx->filled != CAFS_BAD_CHUNK ||
+        ngx_http_cafs_begin(r, ctx->site, &view) != NGX_OK)
         return 0;
     moved = cafs_extent_moved(&view, extent, length);
     (void)cafs_store_end(&ctx->site->store, &view);
@@ -119,7 +129,7 @@ static void ngx_http_cafs_thread_done(ngx_event_t *ev)
     ngx_http_run_posted_requests(c);
 }
 
-static ngx_int_t ngx_http_cafs_post(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx)
+ngx_int_t ngx_http_cafs_post(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, ngx_http_cafs_work_pt work)
 {
     ngx_http_cafs_main_conf_t *mcf = ngx_http_get_module_main_conf(r, ngx_http_cafs_module);
 
@@ -128,10 +138,10 @@ static ngx_int_t ngx_http_cafs_post(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
         if (ctx->task == NULL)
             return NGX_ERROR;
         *(ngx_http_cafs_ctx_t **)ctx->task->ctx = ctx;
-        ctx->task->handler = ngx_http_cafs_thread;
         ctx->task->event.data = r;
         ctx->task->event.handler = ngx_http_cafs_thread_done;
     }
+    ctx->task->handler = work;
     if (ngx_thread_task_post(mcf->threads, ctx->task) != NGX_OK)
         return NGX_ERROR;
     ctx->is_posted = 1;
@@ -164,7 +174,7 @@ ngx_int_t ngx_http_cafs_load(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, ui
             return NGX_OK;
         case CAFS_NOT_CACHED:
 #if (NGX_THREADS)
-            return ngx_http_cafs_post(r, ctx);
+            return ngx_http_cafs_post(r, ctx, ngx_http_cafs_thread);
 #else
             break;
 #endif
@@ -242,7 +252,7 @@ static ngx_int_t ngx_http_cafs_emit(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
 
     if (!ctx->has_recipe && ngx_http_cafs_read_recipe(r, ctx) != NGX_OK)
         return NGX_ERROR;
-    if (ctx->conf->verify == NGX_HTTP_CAFS_VERIFY_OFF) {
+    if (ctx->verify == NGX_HTTP_CAFS_VERIFY_OFF) {
         rc = ngx_http_cafs_emit_stretch(r, ctx, piece, end, b);
         if (rc != NGX_DECLINED)
             return rc;
@@ -252,7 +262,7 @@ static ngx_int_t ngx_http_cafs_emit(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
         return rc;
     if (end > window->end)
         end = window->end;
-    if (ctx->conf->verify == NGX_HTTP_CAFS_VERIFY_CACHED && r->connection->sendfile) {
+    if (ctx->verify == NGX_HTTP_CAFS_VERIFY_CACHED && r->connection->sendfile) {
         rc = ngx_http_cafs_emit_stretch(r, ctx, piece, end, b);
         if (rc != NGX_DECLINED)
             return rc;
@@ -314,6 +324,7 @@ static ngx_int_t ngx_http_cafs_body_filter(ngx_http_request_t *r, ngx_chain_t *i
             out = ngx_http_cafs_link(r, ctx);
             if (out == NULL)
                 return NGX_ERROR;
+            const int inside = piece->file_pos > 0;
             rc = ngx_http_cafs_emit(r, ctx, piece, out->buf);
             if (rc != NGX_OK) {
                 out->next = ctx->free;
@@ -325,7 +336,10 @@ static ngx_int_t ngx_http_cafs_body_filter(ngx_http_request_t *r, ngx_chain_t *i
             }
             if (!ctx->is_noted) {
                 ctx->is_noted = 1;
-                cafs_store_note_read(&ctx->site->store, ctx->ino);
+                cafs_store_note_read(&ctx->site->store, ctx->ino,
+                                     ctx->cached == NULL ? CAFS_READS_PACKS
+                                     : inside            ? CAFS_READS_CACHED_INSIDE
+                                                         : CAFS_READS_CACHED);
             }
             turn += ngx_buf_size(out->buf);
             ngx_http_cafs_count(r, bytes, ngx_buf_size(out->buf));

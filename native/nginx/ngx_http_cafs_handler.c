@@ -17,7 +17,7 @@ void ngx_http_cafs_log_fault(ngx_http_request_t *r, const struct cafs_fault *fau
                   cafs_database_name(fault->database), fault->number, fault->what, &r->unparsed_uri);
 }
 
-static ngx_int_t ngx_http_cafs_hand_over(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf)
+ngx_int_t ngx_http_cafs_hand_over(ngx_http_request_t *r, ngx_http_cafs_loc_conf_t *conf)
 {
     if (conf->fallback.len == 0) {
         ngx_http_cafs_count(r, unavailable, 1);
@@ -61,18 +61,79 @@ typedef struct {
     const struct cafs_caller *caller;
     const u_char *path;
     size_t length;
-    struct cafs_recipe *recipe; /* NULL: not wanted */
+    struct cafs_recipe *recipe;
     struct cafs_node node;
+    struct cafs_cached cached;
+    int is_wanted;     /* the recipe was asked for */
+    int may_be_cached; /* it is none of packs: the blob was taken apart, as *cached* says */
 } ngx_http_cafs_question_t;
 
-static enum cafs_outcome ngx_http_cafs_ask_once(ngx_http_cafs_question_t *question, struct cafs_view *view)
+/* Whether a list of entity tags has this one, as nginx's own filter reads it. */
+static int ngx_http_cafs_is_listed(const ngx_str_t *list, const u_char *etag, size_t length)
+{
+    const u_char *at = list->data;
+    const u_char *end = at + list->len;
+
+    while (at < end) {
+        if (end - at > 2 && at[0] == 'W' && at[1] == '/')
+            at += 2;
+        if ((size_t)(end - at) < length)
+            return 0;
+        if (ngx_memcmp(at, etag, length) == 0) {
+            at += length;
+            while (at < end && (*at == ' ' || *at == '\t'))
+                at++;
+            if (at == end || *at == ',')
+                return 1;
+        }
+        while (at < end && *at != ',')
+            at++;
+        while (at < end && (*at == ' ' || *at == '\t' || *at == ','))
+            at++;
+    }
+    return 0;
+}
+
+/* Whether an answer will be 304, which needs no recipe.  nginx's own filter decides; should it want
+ * the body all the same, the recipe is read then. */
+static int ngx_http_cafs_is_unchanged(ngx_http_request_t *r, const struct cafs_inode *inode)
+{
+    const ngx_http_core_loc_conf_t *clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+    const ngx_table_elt_t *since = r->headers_in.if_modified_since;
+    const ngx_table_elt_t *match = r->headers_in.if_none_match;
+    const time_t modified = ngx_http_cafs_seconds(inode->mtime_ns);
+    u_char etag[sizeof "\"-\"" + NGX_OFF_T_LEN + NGX_TIME_T_LEN];
+    const u_char *end;
+
+    if (since == NULL && match == NULL)
+        return 0;
+    if (since != NULL) {
+        const time_t told = ngx_parse_http_time(since->value.data, since->value.len);
+        if (clcf->if_modified_since == NGX_HTTP_IMS_OFF ||
+            (told != modified && (clcf->if_modified_since == NGX_HTTP_IMS_EXACT || told < modified)))
+            return 0;
+    }
+    if (match == NULL || (match->value.len == 1 && match->value.data[0] == '*'))
+        return 1;
+    end = ngx_sprintf(etag, "\"%xT-%xO\"", modified, (off_t)inode->size);
+    return clcf->etag && ngx_http_cafs_is_listed(&match->value, etag, (size_t)(end - etag));
+}
+
+static enum cafs_outcome ngx_http_cafs_ask_once(ngx_http_request_t *r, ngx_http_cafs_question_t *question,
+                                                struct cafs_view *view)
 {
     const struct cafs_inode *inode = &question->node.inode;
     enum cafs_outcome outcome =
         cafs_lookup(view, question->caller, question->path, question->length, &question->node);
 
-    if (outcome == CAFS_OK && question->recipe != NULL && S_ISREG(inode->mode) && inode->size > 0)
+    question->is_wanted = question->may_be_cached = 0;
+    if (outcome == CAFS_OK && r->method == NGX_HTTP_GET && S_ISREG(inode->mode) && inode->size > 0 &&
+        !ngx_http_cafs_is_unchanged(r, inode)) {
+        question->is_wanted = 1;
         outcome = cafs_recipe_read(view, inode->blob, inode->size, question->recipe);
+        question->may_be_cached = outcome == CAFS_FOREIGN &&
+                                  cafs_cached_find(view, inode->blob, inode->size, &question->cached);
+    }
     return outcome;
 }
 
@@ -86,12 +147,12 @@ static ngx_int_t ngx_http_cafs_ask(ngx_http_request_t *r, ngx_http_cafs_question
         const ngx_int_t rc = ngx_http_cafs_begin(r, question->site, &view);
         if (rc != NGX_OK)
             return rc;
-        outcome = ngx_http_cafs_ask_once(question, &view);
+        outcome = ngx_http_cafs_ask_once(r, question, &view);
         if (cafs_store_end(&question->site->store, &view)) {
             switch (outcome) {
             case CAFS_OK:
                 /* Without a daemon there is nobody to lead a client to. */
-                if (question->recipe != NULL && view.pending != NULL &&
+                if (question->is_wanted && view.pending != NULL &&
                     ngx_http_cafs_is_suspect(r, question->node.inode.blob))
                     return NGX_DECLINED;
                 return NGX_OK;
@@ -102,7 +163,10 @@ static ngx_int_t ngx_http_cafs_ask(ngx_http_request_t *r, ngx_http_cafs_question
                 ngx_http_cafs_count(r, refused, 1);
                 return NGX_HTTP_FORBIDDEN;
             case CAFS_FOREIGN:
-                return NGX_DECLINED;
+                if (view.pending != NULL && question->may_be_cached &&
+                    ngx_http_cafs_is_suspect(r, question->node.inode.blob))
+                    question->may_be_cached = 0;
+                return question->may_be_cached ? NGX_OK : NGX_DECLINED;
             case CAFS_DAMAGED:
                 ngx_http_cafs_log_fault(r, &view.fault);
                 return NGX_HTTP_INTERNAL_SERVER_ERROR;
@@ -115,8 +179,7 @@ static ngx_int_t ngx_http_cafs_ask(ngx_http_request_t *r, ngx_http_cafs_question
                 return NGX_DECLINED;
             }
         }
-        if (question->recipe != NULL)
-            cafs_recipe_free(question->recipe);
+        cafs_recipe_free(question->recipe);
     }
     return NGX_DECLINED;
 }
@@ -165,14 +228,12 @@ ngx_int_t ngx_http_cafs_handler(ngx_http_request_t *r)
     question.caller = &mcf->caller;
     question.path = r->uri.data + conf->prefix;
     question.length = r->uri.len - conf->prefix;
-    /* What will most likely be answered 304 needs no recipe; should it be sent after all, the
-     * recipe is read then. */
-    const int wanted = r->method == NGX_HTTP_GET && r->headers_in.if_none_match == NULL &&
-                       r->headers_in.if_modified_since == NULL;
-    question.recipe = wanted ? &recipe : NULL;
+    question.recipe = &recipe;
     rc = ngx_http_cafs_ask(r, &question);
-    if (rc == NGX_OK)
-        return ngx_http_cafs_answer(r, conf, &question.node, &recipe, wanted);
+    if (rc == NGX_OK && !question.may_be_cached)
+        return ngx_http_cafs_answer(r, conf, &question.node, &recipe, question.is_wanted);
     cafs_recipe_free(&recipe);
+    if (rc == NGX_OK)
+        return ngx_http_cafs_cached(r, conf, &question.node, &question.cached);
     return rc == NGX_DECLINED ? ngx_http_cafs_hand_over(r, conf) : rc;
 }

@@ -19,6 +19,7 @@ static const ngx_http_cafs_metric_t ngx_http_cafs_metrics[] = {
     OUTCOME("handed_over", handed_over),
     OUTCOME("unavailable", unavailable),
     {"cafs_nginx_pending_total", "", offsetof(ngx_http_cafs_counters_t, pending)},
+    {"cafs_nginx_cached_total", "", offsetof(ngx_http_cafs_counters_t, cached)},
     {"cafs_nginx_damaged_total", "", offsetof(ngx_http_cafs_counters_t, damaged)},
     {"cafs_nginx_sent_bytes_total", "", offsetof(ngx_http_cafs_counters_t, bytes)},
     {"cafs_nginx_disk_waits_total", "", offsetof(ngx_http_cafs_counters_t, waits)},

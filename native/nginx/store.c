@@ -66,10 +66,10 @@ static void close_reads(struct cafs_store *store)
     store->reads.base = NULL;
 }
 
-void cafs_store_note_read(struct cafs_store *store, uint64_t ino)
+void cafs_store_note_read(struct cafs_store *store, uint64_t ino, enum cafs_reads_from from)
 {
     if (store->reads.base != NULL)
-        cafs_reads_note(&store->reads, ino);
+        cafs_reads_note(&store->reads, ino, from);
 }
 
 static void close_pending(struct cafs_store *store)
@@ -94,7 +94,16 @@ void cafs_store_close(struct cafs_store *store)
     close_index(store);
 }
 
-/* Read `store.toml`: its version, and its id for the name of the pending file. */
+/* The bytes of 32 hexadecimal digits, which were looked at before. */
+static void parse_id(uint8_t id[CAFS_STORE_ID], const char *digits)
+{
+    for (size_t i = 0; i < 2 * (size_t)CAFS_STORE_ID; i++) {
+        const unsigned digit = (unsigned)(digits[i] <= '9' ? digits[i] - '0' : digits[i] - 'a' + 10);
+        id[i / 2] = (uint8_t)((id[i / 2] << 4 | digit) & 0xff);
+    }
+}
+
+/* Read `store.toml`: its version, and its id, also for the name of the pending file. */
 static bool identify(struct cafs_store *store)
 {
     char text[4096];
@@ -126,6 +135,7 @@ static bool identify(struct cafs_store *store)
                                                : "store.toml cannot be understood");
         return false;
     }
+    parse_id(store->id, id);
     if (!store->pending_given)
         snprintf(store->pending_path, sizeof store->pending_path, "/dev/shm/cafs-%s.pending", id);
     store->identified = true;

@@ -30,6 +30,7 @@ struct cafs_store {
     bool failed;
     bool identified;    /* store.toml was read, and is understood */
     bool pending_given; /* `pending_path` does not come from the store's id */
+    uint8_t id[CAFS_STORE_ID];
     char path[4096];
     char pending_path[4096];
 };
@@ -57,6 +58,6 @@ bool cafs_store_end(struct cafs_store *store, struct cafs_view *view);
 bool cafs_store_is_abandoned(struct cafs_store *store);
 
 /* Tell the daemon that content of this inode was sent, if there is one and it wants to know. */
-void cafs_store_note_read(struct cafs_store *store, uint64_t ino);
+void cafs_store_note_read(struct cafs_store *store, uint64_t ino, enum cafs_reads_from from);
 
 #endif

@@ -27,6 +27,13 @@ void cafs_packs_close(struct cafs_packs *packs)
     packs->used = 0;
 }
 
+void cafs_packs_adopt(struct cafs_packs *packs, uint32_t number, int fd)
+{
+    packs->numbers[0] = number;
+    packs->fds[0] = fd;
+    packs->used = 1;
+}
+
 int cafs_packs_open(struct cafs_packs *packs, uint32_t number)
 {
     char name[sizeof "01234567.pack"];

@@ -45,6 +45,9 @@ struct cafs_window {
 void cafs_packs_init(struct cafs_packs *packs, int directory);
 void cafs_packs_close(struct cafs_packs *packs);
 
+/* Have *fd*, which is theirs from now on, as the first pack that is open. */
+void cafs_packs_adopt(struct cafs_packs *packs, uint32_t number, int fd);
+
 /* The descriptor of a pack, or -1 with errno. */
 int cafs_packs_open(struct cafs_packs *packs, uint32_t number);
 

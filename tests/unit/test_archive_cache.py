@@ -130,6 +130,11 @@ def test_the_least_recently_used_go_first_and_the_limit_holds(tmp_path: Path) ->
     assert [cache.has(BlobNo(n)) for n in range(4)] == [True, False, True, True]
     assert cache.make_room(1) == cachefile.file_size(300_000)
     assert [cache.has(BlobNo(n)) for n in range(4)] == [True, False, False, True]
+    # What nginx has read, it has used.
+    cache.use(BlobNo(0))
+    cache.use(BlobNo(1))
+    assert cache.make_room(1) == cachefile.file_size(300_000)
+    assert [cache.has(BlobNo(n)) for n in range(4)] == [True, False, False, False]
     cache.make_room()
     assert cache.used == 0 and os.listdir(tmp_path / "cache") == []
 

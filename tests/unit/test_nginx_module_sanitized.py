@@ -9,7 +9,8 @@ import pytest
 from tests.unit import sanitized
 
 SOURCES = (
-    *("fuzz_main.c", "fuzz_index.c", "fuzz_content.c", "lookup.c", "recipe.c", "window.c"),
+    *("fuzz_main.c", "fuzz_index.c", "fuzz_content.c", "fuzz_cachefile.c"),
+    *("lookup.c", "recipe.c", "window.c", "cachefile.c"),
     *("../common/unfold.c", "../common/hash.c", "../common/hash_avx2.c", "link.c"),
 )
 

@@ -25,11 +25,13 @@ from cafs.index.reads import HEADER, Reads, path_beside
 from cafs.notices import Change
 from cafs.store import Store, open_store
 from cafs.types import ROOT, Ino
+from tests.unit import aged_store
+from tests.unit.aged_store import noise
 from tests.unit.site_client import Client, ask
 from tests.unit.small_store import OPTIONS, make, write
 from tests.unit.test_format_header import FLAGS
 
-Note = Callable[[mmap.mmap, int], bool]
+Note = Callable[..., bool]
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +43,11 @@ def note(tmp_path_factory: pytest.TempPathFactory) -> Note:
     source = Path(__file__).parent / "reads_probe.c"
     subprocess.run(["gcc", *FLAGS, str(source), "-o", str(target)], check=True)
     function = ctypes.CDLL(str(target)).probe_note
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64]
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64, ctypes.c_int]
 
-    def call(where: mmap.mmap, ino: int) -> bool:
+    def call(where: mmap.mmap, ino: int, way: int = reads.PACKS) -> bool:
         window = ctypes.c_char.from_buffer(where)
-        return bool(function(ctypes.addressof(window), len(where), ino))
+        return bool(function(ctypes.addressof(window), len(where), ino, way))
 
     return call
 
@@ -75,23 +77,35 @@ def file(tmp_path: Path, model: Path) -> Iterator[Reads]:
 
 def test_what_is_noted_arrives_once(file: Reads, note: Note) -> None:
     other = mapped(file)
-    assert file.drain() == set()
+    assert file.drain().inos == set()
     for ino in (5, 7, 5):
         assert note(other, ino)
-    assert file.drain() == {5, 7}
-    assert file.drain() == set()
+    assert file.drain().inos == {5, 7}
+    assert file.drain().inos == set()
     # Around the end of the places.
     for ino in range(100, 115):
         note(other, ino)
-    assert file.drain() == set(range(100, 115))
+    assert file.drain().inos == set(range(100, 115))
     assert file.lost == 0
+
+
+def test_what_came_from_the_cache_is_told_apart(file: Reads, note: Note) -> None:
+    other = mapped(file)
+    note(other, 5)
+    for way in (reads.CACHED, reads.CACHED_INSIDE, reads.CACHED, reads.PACKS):
+        note(other, 6, way)
+    note(other, 7, reads.CACHED_INSIDE)
+    # Of a later version, as far as it can be told.
+    note(other, 8, 3)
+    assert file.drain() == ({5, 6, 7}, {6: 2, 7: 0})
+    assert file.drain() == (set(), {})
 
 
 def test_too_many_lose_the_oldest(file: Reads, note: Note) -> None:
     other = mapped(file)
     for ino in range(1, 41):
         note(other, ino)
-    assert file.drain() == set(range(25, 41))
+    assert file.drain().inos == set(range(25, 41))
     assert file.lost == 24
 
 
@@ -102,7 +116,7 @@ def test_a_place_that_is_not_written_yet_counts_for_nobody(file: Reads, note: No
     file.drain()
     # A worker has taken a place and was interrupted before it wrote.
     HEADER.pack_into(other, 0, reads.MAGIC, reads.VERSION, 4, 17)
-    assert file.drain() == set()
+    assert file.drain().inos == set()
 
 
 @given(st.binary(min_size=8 * 17, max_size=8 * 17))
@@ -112,8 +126,8 @@ def test_whatever_stands_in_it_is_harmless(noise: bytes) -> None:
         other = mapped(file)
         other[16:24] = noise[:8]
         other[64:] = noise[8:]
-        assert all(0 < ino < 1 << 48 for ino in file.drain())
-        assert file.drain() == set()
+        assert all(0 < ino < 1 << 48 for ino in file.drain().inos)
+        assert file.drain().inos == set()
         other.close()
 
 
@@ -140,10 +154,10 @@ def test_many_writers_at_once(tmp_path: Path, model: Path, note: Note) -> None:
             thread.start()
         found: set[Ino] = set()
         while any(thread.is_alive() for thread in threads):
-            found |= file.drain()
+            found |= file.drain().inos
         for thread in threads:
             thread.join()
-        found |= file.drain()
+        found |= file.drain().inos
         assert found <= set(range(1, 8001))
         # One read a drain and writer may fall between its two steps.
         assert len(found) > 7000
@@ -214,6 +228,36 @@ def test_a_daemon_applies_relatime(tmp_path: Path, note: Note) -> None:
         assert store.accesses.last_seen(fresh) >= now
         assert store.accesses.last_seen(old) >= now
         assert store.accesses.last_seen(Ino(123_456)) == 0
+
+    in_store(tmp_path, work)
+
+
+def test_what_is_sent_from_the_cache_is_a_use_of_an_archive(tmp_path: Path, note: Note) -> None:
+    async def work(store: Store) -> None:
+        assert store.reads is not None
+        other = mapped(store.reads)
+        contents = [noise(6, 50_001), noise(7, 50_000)]
+        names = (b"aged", b"plain")
+        inos = [await write(store, ROOT, n, data) for n, data in zip(names, contents, strict=True)]
+        aged, plain = [await aged_store.hashed(store, ino) for ino in inos]
+        await aged_store.age(store, aged, contents[0], 5)
+        uses = store.archives.uses
+        for ino in (*inos, Ino(123_456)):
+            note(other, ino, reads.CACHED)
+            note(other, ino, reads.PACKS)
+            note(other, ino, reads.CACHED_INSIDE)
+            note(other, ino, reads.CACHED)
+        await store.accesses.drain(store.reads)
+        assert (uses.count(aged), uses.count(plain), uses.reads) == (2, 0, 2)
+        assert all(store.accesses.last_seen(ino) for ino in inos)
+        # What goes on somewhere is the same use; what begins anew is another.
+        note(other, inos[0], reads.CACHED_INSIDE)
+        await store.accesses.drain(store.reads)
+        assert uses.count(aged) == 2
+        note(other, inos[0], reads.CACHED)
+        await store.accesses.drain(store.reads)
+        assert uses.count(aged) == 3
+        assert uses.next_to_thaw() == aged
 
     in_store(tmp_path, work)
 
