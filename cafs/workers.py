@@ -49,6 +49,7 @@ class Workers:
         self._token = trio.lowlevel.current_trio_token()
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._finished: deque[_Job[Any]] = deque()
+        self._closed = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True)
             for number in range(threads)
@@ -59,8 +60,14 @@ class Workers:
     def submit(
         self, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]
     ) -> None:
-        """Run *work* in a thread, then *done(result, error)* on the event loop."""
-        self._jobs.put(_Job(work, done))
+        """Run *work* in a thread, then *done(result, error)* on the event loop.
+
+        After close() *done* is told at once that it is too late.
+        """
+        if self._closed:
+            done(None, _too_late())
+        else:
+            self._jobs.put(_Job(work, done))
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run *work* in a thread and return what it returns, or raise what it raises.
@@ -135,10 +142,16 @@ class Workers:
         Whoever still waits is told that it is too late: what they would do next needs a store
         that is about to be closed.
         """
+        # Who was given a result just now may go on and submit what no thread would ever do.
+        self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
         for job in self._finished:
-            job.result, job.error = None, job.error or DaemonError("the store is being closed")
+            job.result, job.error = None, job.error or _too_late()
         self._drain()
+
+
+def _too_late() -> DaemonError:
+    return DaemonError("the store is being closed")

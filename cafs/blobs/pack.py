@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from cafs import _fetch
@@ -29,6 +29,8 @@ __all__ = ["PACK_SIZE_MAX", "PackStore", "Problem", "StoredChunk"]
 
 StoredForm = tuple[int, int, int, int]
 """A chunk as it lies in a pack: stored length, codec, raw length, XXH3-64 of the stored bytes."""
+StoredRun = tuple[PackNo, int, Sequence[StoredForm]]
+"""Chunks that lie side by side in a pack, from an offset on."""
 
 PACK_SIZE_MAX: Final = (1 << 32) - 1
 """Bytes: offsets have 32 bits."""
@@ -259,24 +261,44 @@ class PackStore:
             return self._disk.pread_exact(fd, length, offset)
 
     def read_run(
-        self, pack: PackNo, offset: int, chunks: Sequence[StoredForm], nowait: bool, ahead: int = 0
+        self, pack: PackNo, offset: int, chunks: Sequence[StoredForm], nowait: bool
     ) -> bytes | None:
         """The raw bytes of chunks that lie side by side from *offset* on, verified.
 
-        *nowait*: None instead of waiting for the disk.  The *ahead* bytes behind them are asked
-        for early.  Raises _fetch.BadChunk for the first chunk that is not what was stored,
-        ChunkDamagedError when the pack is missing, DiskError when it cannot be read.
+        *nowait*: None instead of waiting for the disk.  Raises _fetch.BadChunk for the first
+        chunk that is not what was stored, ChunkDamagedError when the pack is missing, DiskError
+        when it cannot be read.
         """
         with self._reading(pack, nowait) as fd:
             if fd is None:
                 return None
             try:
-                if ahead:
-                    behind = offset + sum(chunk[0] for chunk in chunks)
-                    os.posix_fadvise(fd, behind, ahead, os.POSIX_FADV_WILLNEED)
                 return _fetch.read_run(fd, offset, chunks, nowait)
             except OSError as error:
                 raise from_os_error(error, f"read {self.pack_path(pack)} at {offset}") from error
+
+    def read_pieces(self, pieces: Sequence[bytes | StoredRun], nowait: bool) -> bytes | None:
+        """Bytes as they are and runs as read_run() reads them, one behind the other, in one copy.
+
+        Raises what read_run() raises.
+        """
+        fds: dict[PackNo, int] = {}
+        with ExitStack() as stack:
+            for piece in pieces:
+                if isinstance(piece, tuple) and piece[0] not in fds:
+                    fd = stack.enter_context(self._reading(piece[0], nowait))
+                    if fd is None:
+                        return None
+                    fds[piece[0]] = fd
+            asked = [
+                (fds[piece[0]], piece[1], piece[2]) if isinstance(piece, tuple) else piece
+                for piece in pieces
+            ]
+            try:
+                return _fetch.read_pieces(asked, nowait)
+            except OSError as error:
+                names = ", ".join(self.pack_path(pack) for pack in fds)
+                raise from_os_error(error, f"read {names}") from error
 
     @contextmanager
     def _reading(self, pack: PackNo, nowait: bool) -> Iterator[int | None]:

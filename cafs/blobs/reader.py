@@ -16,11 +16,11 @@ import xxhash
 from cafs import _fetch
 from cafs.blobs import codec, recipe
 from cafs.blobs.blobs import Blobs
-from cafs.blobs.pack import PackStore
+from cafs.blobs.pack import PackStore, StoredForm
 from cafs.blobs.recipe import Part
 from cafs.errors import CafsError, ChunkDamagedError, IndexDamagedError
 from cafs.index.layout import BLOB_AGED
-from cafs.types import BlobNo, ChunkNo, Extent
+from cafs.types import DAMAGED, BlobNo, ChunkNo, Extent
 from cafs.workers import Workers
 
 INLINE_MAX = 64 << 10
@@ -29,8 +29,6 @@ RUN_MAX = 4 << 20
 """Neighbouring extents are read at once up to this many bytes."""
 LARGE = 256 << 10
 """Who asks for so many bytes goes on to others: nothing is kept for another look."""
-AHEAD = 4 << 20
-"""Bytes of a pack that are asked for early behind a large read."""
 _STORED: Final = frozenset({recipe.CHUNK, recipe.SLICE})
 
 
@@ -98,6 +96,13 @@ class _Run:
             self.kept.append((number, start, self.raw))
         return start
 
+    def forms(self) -> list[StoredForm]:
+        """The chunks as they lie in the pack."""
+        return [
+            (extent.stored_length, extent.codec & ~DAMAGED, extent.raw_length, extent.xxh3)
+            for extent in self.extents
+        ]
+
 
 _NOTHING = memoryview(b"")
 _Piece = bytes | memoryview | tuple[_Run, int, int]
@@ -143,15 +148,18 @@ class Reader:
 
         Raises ChunkDamagedError; IndexDamagedError if bytes of a part have to be made first.
         """
-        large = end - start >= LARGE
-        pieces, runs = self._plan(parts, start, end, large)
+        if end - start >= LARGE:
+            parts = list(parts)
+            whole = self._plan_whole(parts, start, end)
+            if whole is not None:
+                return await self._read_whole(whole, start - parts[0][0], end - start)
+        pieces, runs = self._plan(parts, start, end)
         if runs:
             raws = None
             if sum([run.stored for run in runs]) <= INLINE_MAX:
                 raws = fetch(self._packs, runs, nowait=True)
             if raws is None:
-                ahead = AHEAD if large else 0
-                raws = await self._workers.run(lambda: fetch(self._packs, runs, ahead=ahead))
+                raws = await self._workers.run(lambda: fetch(self._packs, runs))
             assert raws is not None
             for run, raw in zip(runs, raws, strict=True):
                 run.data = memoryview(raw)
@@ -164,8 +172,50 @@ class Reader:
         ]
         return wanted[0] if len(wanted) == 1 else b"".join(wanted)
 
+    def _plan_whole(
+        self, parts: Sequence[tuple[int, Part]], start: int, end: int
+    ) -> list[bytes | _Run] | None:
+        """All of these parts, one behind the other; None if one is neither a whole chunk nor in
+        the recipe itself, or there are none."""
+        pieces: list[bytes | _Run] = []
+        run: _Run | None = None
+        for begin, part in parts:
+            if part.kind == recipe.CHUNK:
+                chunk = ChunkNo(part.ref)
+                extent = self._blobs.chunks.extent_of(chunk)
+                if extent.raw_length != part.length:
+                    raise IndexDamagedError(f"a part of a recipe is not as long as chunk {chunk}")
+                if run is None or not run.followed_by(extent):
+                    run = _Run(extent)
+                    pieces.append(run)
+                run.add(chunk, extent, keep=False)
+            elif part.kind in _STORED or part.kind == recipe.MADE:
+                return None
+            else:
+                run = None
+                # A hole may be longer than memory: only of its end nothing needs to be there.
+                begins = max(start - begin, 0)
+                pieces.append(recipe.expand(part, begins, min(end - begin, part.length)))
+        return pieces or None
+
+    async def _read_whole(
+        self, pieces: Sequence[bytes | _Run], skip: int, length: int
+    ) -> memoryview:
+        """What the pieces give, but for the first *skip* bytes, in one copy."""
+        runs = [piece for piece in pieces if isinstance(piece, _Run)]
+        if isinstance(pieces[0], bytes):
+            skip = 0
+        raw = None
+        if sum([run.stored for run in runs]) <= INLINE_MAX:
+            raw = _fetch_whole(self._packs, pieces, runs, nowait=True)
+        if raw is None:
+            raw = await self._workers.run(lambda: _fetch_whole(self._packs, pieces, runs))
+        assert raw is not None
+        self.fetched += sum([len(run.chunks) for run in runs])
+        return memoryview(raw)[skip : skip + length]
+
     def _plan(
-        self, parts: Iterable[tuple[int, Part]], start: int, end: int, large: bool
+        self, parts: Iterable[tuple[int, Part]], start: int, end: int
     ) -> tuple[list[_Piece], list[_Run]]:
         """What the answer is made of, and what has to be read for it."""
         pieces: list[_Piece] = []
@@ -184,7 +234,7 @@ class Reader:
             if kind == recipe.SLICE:
                 offset = recipe.slice_offset(part)
                 low, high = low + offset, high + offset
-            data = None if large and kind == recipe.CHUNK else self._cache.get(chunk)
+            data = self._cache.get(chunk)
             if data is not None:
                 if high > len(data):
                     raise _beyond(chunk)
@@ -208,7 +258,7 @@ class Reader:
             if run is None or not run.followed_by(extent):
                 run = _Run(extent)
                 runs.append(run)
-            at = run.add(chunk, extent, keep=not large and high - low < extent.raw_length)
+            at = run.add(chunk, extent, keep=high - low < extent.raw_length)
             last = pieces[-1] if pieces else None
             if isinstance(last, tuple) and last[0] is run and last[2] == at + low:
                 pieces[-1] = (run, last[1], at + high)
@@ -217,24 +267,15 @@ class Reader:
         return pieces, runs
 
 
-def fetch(
-    packs: PackStore, runs: Sequence[_Run], *, nowait: bool = False, ahead: int = 0
-) -> list[bytes] | None:
+def fetch(packs: PackStore, runs: Sequence[_Run], *, nowait: bool = False) -> list[bytes] | None:
     """Read, verify and decode runs of chunks: the raw bytes of each.  Any thread.
 
-    With *nowait* None when something is not in the page cache.  The kernel is asked to begin
-    with the *ahead* bytes behind the last run.  Raises ChunkDamagedError.
+    With *nowait* None when something is not in the page cache.  Raises ChunkDamagedError.
     """
     raws = []
     for run in runs:
-        chunks = [
-            (extent.stored_length, extent.as_sound().codec, extent.raw_length, extent.xxh3)
-            for extent in run.extents
-        ]
         try:
-            raw = packs.read_run(
-                run.pack, run.offset, chunks, nowait, ahead if run is runs[-1] else 0
-            )
+            raw = packs.read_run(run.pack, run.offset, run.forms(), nowait)
         except _fetch.BadChunk as error:
             place, why = error.args
             raise _damaged(run.chunks[place], run.extents[place], why) from error
@@ -245,6 +286,27 @@ def fetch(
             return None
         raws.append(raw)
     return raws
+
+
+def _fetch_whole(
+    packs: PackStore, pieces: Sequence[bytes | _Run], runs: Sequence[_Run], *, nowait: bool = False
+) -> bytes | None:
+    """What *pieces* give, of which *runs* have to be read.  Any thread."""
+    asked = [
+        piece if isinstance(piece, bytes) else (piece.pack, piece.offset, piece.forms())
+        for piece in pieces
+    ]
+    try:
+        return packs.read_pieces(asked, nowait)
+    except _fetch.BadChunk as error:
+        place, why = error.args
+        numbers = [number for run in runs for number in run.chunks]
+        extents = [extent for run in runs for extent in run.extents]
+        raise _damaged(numbers[place], extents[place], why) from error
+    except ChunkDamagedError:
+        # A pack is missing: that is said of one run, with its chunk.
+        fetch(packs, runs)
+        raise
 
 
 def _beyond(number: ChunkNo) -> IndexDamagedError:

@@ -1,6 +1,7 @@
-/* cafs._fetch: stored chunks that lie side by side become verified bytes in one call.
+/* cafs._fetch: stored chunks become verified bytes in one call.
  *
- * The interpreter lock is let go of once for reading, checking and unfolding all of them.
+ * The interpreter lock is let go of once for reading, checking and unfolding all of them, each into
+ * the place where it is to lie.
  * Invariant: what is returned had the right checksums.
  */
 #ifndef _GNU_SOURCE
@@ -119,7 +120,8 @@ static enum outcome read_run(int fd, off_t offset, const struct run *run, bool n
 
 static PyObject *bad_chunk; /* the exception */
 
-static bool parse_chunk(PyObject *item, struct run *run)
+/* *before*: how many chunks the call has in other runs before this one. */
+static bool parse_chunk(PyObject *item, struct run *run, size_t before)
 {
     Py_ssize_t stored, raw;
     unsigned long long xxh3;
@@ -135,7 +137,7 @@ static bool parse_chunk(PyObject *item, struct run *run)
     struct chunk chunk = {(size_t)stored, (size_t)raw, xxh3, codec};
     if (codec != CODEC_ZSTD && (codec != CODEC_RAW || stored != raw)) {
         PyObject *arguments = Py_BuildValue(
-            "(ns)", (Py_ssize_t)run->count,
+            "(ns)", (Py_ssize_t)(before + run->count),
             codec == CODEC_RAW ? "have lengths that do not agree" : "have a codec that is not known");
         if (arguments != NULL)
             PyErr_SetObject(bad_chunk, arguments);
@@ -150,7 +152,7 @@ static bool parse_chunk(PyObject *item, struct run *run)
 }
 
 /* Fills *run, whose chunks are to be freed with PyMem_Free; false with an exception. */
-static bool parse_run(PyObject *sequence, struct run *run)
+static bool parse_run(PyObject *sequence, struct run *run, size_t before)
 {
     PyObject *fast = PySequence_Fast(sequence, "chunks must be a sequence");
     bool good = fast != NULL;
@@ -164,7 +166,7 @@ static bool parse_run(PyObject *sequence, struct run *run)
         good = false;
     }
     for (size_t i = 0; good && i < count; i++)
-        good = parse_chunk(PySequence_Fast_GET_ITEM(fast, (Py_ssize_t)i), run);
+        good = parse_chunk(PySequence_Fast_GET_ITEM(fast, (Py_ssize_t)i), run, before);
     Py_DECREF(fast);
     return good;
 }
@@ -200,7 +202,7 @@ static PyObject *fetch_read_run(PyObject *Py_UNUSED(module), PyObject *args)
 
     if (!PyArg_ParseTuple(args, "iLOp:read_run", &fd, &offset, &sequence, &nowait))
         return NULL;
-    if (parse_run(sequence, &run)) {
+    if (parse_run(sequence, &run, 0)) {
         content = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)run.raw);
         if (content != NULL) {
             uint8_t *target = (uint8_t *)PyBytes_AS_STRING(content);
@@ -214,7 +216,125 @@ static PyObject *fetch_read_run(PyObject *Py_UNUSED(module), PyObject *args)
     return result;
 }
 
+/* What a longer stretch of content is made of: bytes that are there, or a run. */
+struct piece {
+    const uint8_t *bytes; /* NULL: a run */
+    size_t length;
+    int fd;
+    long long offset;
+    struct run run;
+};
+
+struct pieces {
+    PyObject *items; /* a tuple of our own, so that the bytes stay */
+    struct piece *all;
+    size_t count;
+    size_t length;
+};
+
+static bool parse_piece(PyObject *item, struct piece *piece, size_t before)
+{
+    PyObject *chunks;
+
+    if (PyBytes_Check(item)) {
+        piece->bytes = (const uint8_t *)PyBytes_AS_STRING(item);
+        piece->length = (size_t)PyBytes_GET_SIZE(item);
+        return true;
+    }
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a piece is bytes, or a tuple: descriptor, offset, chunks");
+        return false;
+    }
+    if (!PyArg_ParseTuple(item, "iLO:a run", &piece->fd, &piece->offset, &chunks) ||
+        !parse_run(chunks, &piece->run, before))
+        return false;
+    piece->length = piece->run.raw;
+    return true;
+}
+
+/* Fills *pieces, which is to be freed whatever the outcome; false with an exception. */
+static bool parse_pieces(PyObject *sequence, struct pieces *pieces)
+{
+    size_t chunks = 0;
+
+    pieces->items = PySequence_Tuple(sequence);
+    if (pieces->items == NULL)
+        return false;
+    const size_t count = (size_t)PyTuple_GET_SIZE(pieces->items);
+    pieces->all = PyMem_Calloc(count + 1, sizeof *pieces->all);
+    if (pieces->all == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    while (pieces->count < count) {
+        PyObject *item = PyTuple_GET_ITEM(pieces->items, (Py_ssize_t)pieces->count);
+        struct piece *piece = &pieces->all[pieces->count++];
+        if (!parse_piece(item, piece, chunks))
+            return false;
+        if (piece->length > RUN_MAX - pieces->length) {
+            PyErr_SetString(PyExc_ValueError, "all pieces together have at most 2^31 bytes");
+            return false;
+        }
+        pieces->length += piece->length;
+        chunks += piece->run.count;
+    }
+    return true;
+}
+
+static enum outcome read_pieces(const struct pieces *pieces, bool nowait, uint8_t *target,
+                                struct blame *blame)
+{
+    size_t before = 0;
+
+    for (size_t i = 0; i < pieces->count; i++) {
+        const struct piece *piece = &pieces->all[i];
+        if (piece->bytes != NULL) {
+            memcpy(target, piece->bytes, piece->length);
+        } else if (piece->run.count > 0) {
+            const enum outcome outcome =
+                read_run(piece->fd, (off_t)piece->offset, &piece->run, nowait, target, blame);
+            if (outcome != READ) {
+                blame->chunk += before;
+                return outcome;
+            }
+            before += piece->run.count;
+        }
+        target += piece->length;
+    }
+    return READ;
+}
+
+static PyObject *fetch_read_pieces(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int nowait;
+    PyObject *sequence, *content, *result = NULL;
+    struct pieces pieces = {0};
+    struct blame blame = {0};
+    enum outcome outcome;
+
+    if (!PyArg_ParseTuple(args, "Op:read_pieces", &sequence, &nowait))
+        return NULL;
+    if (parse_pieces(sequence, &pieces)) {
+        content = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)pieces.length);
+        if (content != NULL) {
+            uint8_t *target = (uint8_t *)PyBytes_AS_STRING(content);
+            Py_BEGIN_ALLOW_THREADS
+            outcome = read_pieces(&pieces, nowait != 0, target, &blame);
+            Py_END_ALLOW_THREADS
+            result = answer(content, outcome, &blame);
+        }
+    }
+    for (size_t i = 0; i < pieces.count; i++)
+        PyMem_Free(pieces.all[i].run.chunks);
+    PyMem_Free(pieces.all);
+    Py_XDECREF(pieces.items);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"read_pieces", fetch_read_pieces, METH_VARARGS,
+     "read_pieces(pieces, nowait)\n--\n\n"
+     "Bytes, and the raw bytes of runs of chunks, one behind the other."},
     {"read_run", fetch_read_run, METH_VARARGS,
      "read_run(fd, offset, chunks, nowait)\n--\n\n"
      "The raw bytes of chunks that lie side by side in a pack from offset on."},

@@ -46,6 +46,7 @@ int cafs_packs_open(struct cafs_packs *packs, uint32_t number)
     const int fd = openat(packs->directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0)
         return -1;
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     unsigned place = packs->used;
     if (place < CAFS_OPEN_PACKS) {
         packs->used++;
@@ -259,19 +260,24 @@ enum cafs_fill cafs_window_fill(struct cafs_window *window, const struct cafs_re
 void cafs_window_ahead(const struct cafs_window *window, const struct cafs_recipe *recipe,
                        struct cafs_packs *packs, uint64_t bytes)
 {
+    const struct cafs_extent *last = &recipe->extents[window->last - 1];
     size_t part = window->last;
 
     while (part < recipe->count && recipe->extents[part].start < window->end + bytes) {
-        const struct cafs_extent *first = &recipe->extents[part];
+        const struct cafs_extent *first = &recipe->extents[part++];
         uint64_t length = first->stored;
-        for (part++; part < recipe->count; part++) {
+        if (first->kind != CAFS_PART_CHUNK)
+            continue;
+        const bool follows = last->kind == CAFS_PART_CHUNK && last->pack == first->pack &&
+                             (uint64_t)last->offset + last->stored == first->offset;
+        for (last = first; part < recipe->count; last = &recipe->extents[part++]) {
             const struct cafs_extent *follower = &recipe->extents[part];
             if (follower->kind != CAFS_PART_CHUNK || follower->pack != first->pack ||
                 follower->offset != first->offset + length || length > bytes)
                 break;
             length += follower->stored;
         }
-        if (first->kind != CAFS_PART_CHUNK)
+        if (follows)
             continue;
         const int fd = cafs_packs_open(packs, first->pack);
         if (fd >= 0)

@@ -60,7 +60,9 @@ bool cafs_window_plan(struct cafs_window *window, const struct cafs_recipe *reci
 enum cafs_fill cafs_window_fill(struct cafs_window *window, const struct cafs_recipe *recipe,
                                 struct cafs_packs *packs, bool cached_only);
 
-/* Ask the kernel to begin reading what comes behind the window, up to *bytes* of the blob. */
+/* Ask the kernel to begin reading what comes behind the window, up to *bytes* of the blob, and lies
+ * elsewhere.  What goes on in the same pack it reads ahead by itself, and better: into large folios,
+ * from which copying takes two thirds of the time. */
 void cafs_window_ahead(const struct cafs_window *window, const struct cafs_recipe *recipe,
                        struct cafs_packs *packs, uint64_t bytes);
 

@@ -135,3 +135,67 @@ def test_faults_of_the_disk_are_its_own() -> None:
 def test_lengths_out_of_bounds_are_refused(chunk: StoredForm) -> None:
     with pytest.raises(ValueError, match="2\\^31"):
         _fetch.read_run(0, 0, [chunk], False)
+
+
+def read_all(path: Path, pieces: list[bytes | Run], *, nowait: bool = False) -> bytes | None:
+    """Runs lie in the file in the opposite order."""
+    stored = HEAD
+    places = {}
+    for index, piece in reversed(list(enumerate(pieces))):
+        if isinstance(piece, Run):
+            places[index] = len(stored)
+            stored += piece.stored
+    path.write_bytes(stored)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        asked = [
+            (fd, places[index], piece.chunks) if isinstance(piece, Run) else piece
+            for index, piece in enumerate(pieces)
+        ]
+        return _fetch.read_pieces(asked, nowait)
+    finally:
+        os.close(fd)
+
+
+def test_pieces_come_one_behind_the_other(tmp_path: Path) -> None:
+    noise = os.urandom(50_000)
+    pieces: list[bytes | Run] = [
+        b"",
+        b"before",
+        run_of(TEXT, noise),
+        run_of(noise),
+        b"between",
+        run_of(b"x"),
+        b"",
+    ]
+    expected = b"before" + TEXT + noise + noise + b"betweenx"
+    assert read_all(tmp_path / "runs", pieces) == expected
+    assert read_all(tmp_path / "runs", pieces, nowait=True) in (None, expected)
+    assert _fetch.read_pieces([], False) == b""
+    assert _fetch.read_pieces((b"a", (-1, 0, []), b"b"), False) == b"ab"
+
+
+def test_the_chunk_to_blame_is_counted_over_all_pieces(tmp_path: Path) -> None:
+    first, second = run_of(b"one", TEXT), run_of(b"three", b"four")
+    stored = bytearray(second.stored)
+    stored[-1] ^= 1
+    broken = Run(bytes(stored), second.chunks)
+    with pytest.raises(_fetch.BadChunk) as caught:
+        read_all(tmp_path / "runs", [first, b"between", broken, first])
+    assert caught.value.args == (3, "do not match their checksum")
+    unknown = Run(b"abc", [(3, 7, 3, 0)])
+    with pytest.raises(_fetch.BadChunk) as caught:
+        read_all(tmp_path / "runs", [first, b"between", unknown])
+    assert caught.value.args[0] == 2
+
+
+def test_pieces_that_are_none_are_refused() -> None:
+    huge = (0, 0, [(1, ZSTD, (1 << 31) - 1, 0)])
+    with pytest.raises(ValueError, match="2\\^31"):
+        _fetch.read_pieces([huge, b"ab"], False)
+    with pytest.raises(TypeError, match="piece"):
+        _fetch.read_pieces([bytearray(b"a")], False)  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        _fetch.read_pieces([(0, 0)], False)  # type: ignore[list-item]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _fetch.read_pieces([b"a", (-1, 0, run_of(b"one").chunks)], False)
