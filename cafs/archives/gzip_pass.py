@@ -7,7 +7,7 @@ Runs in worker threads, one call at a time; blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from cafs.archives import bytecode, gnu_gzip
@@ -30,10 +30,13 @@ HEADER_MAX: Final = 4 << 10
 PROGRAMS_MAX: Final = 64
 """Members that take a process of their own to be made again."""
 MEMBERS_MAX: Final = 10_000
+STREAMS_MAX: Final = 250_000
+"""Members of zips inside it that are made again, each with a part of the recipe of its own."""
 
 Guesser = Callable[[Sample, Header], list[Guess]]
-NestedZips = Callable[[InnerWriter, Callable[[int], None]], NestedZip]
-"""Makes what takes a zip, of where it goes and what is told of the bytes that come out of it."""
+NestedZips = Callable[[InnerWriter, Callable[[int], None], int], NestedZip]
+"""Makes what takes a zip, of where it goes, what is told of the bytes that come out of it, and
+how many members of it may be made again."""
 
 
 class GzipPass:
@@ -60,8 +63,8 @@ class GzipPass:
         """The member that passes by, if it is a zip."""
         self._nested_bytes = 0
         """What came out of zips that are through."""
-        self.nested = False
-        """Whether there was a zip with members that engines make."""
+        self._nested_streams = 0
+        """Members of them that engines make."""
         self._gzip = GzipReader()
         self._tar = TarSplitter()
         self._lag = b""
@@ -78,16 +81,31 @@ class GzipPass:
         self._begun = 0
         self._raw_seen = 0
 
-    def push(self, data: bytes) -> None:
-        """The next bytes of the file.  Raises LeftError, DiskFullError and its kin."""
+    @property
+    def nested(self) -> bool:
+        """Whether there was a zip with members that engines make."""
+        return self._nested_streams > 0 or (self._zip is not None and self._zip.streams > 0)
+
+    @property
+    def tried_zips(self) -> bool:
+        """Whether the outcome may be another one without zips taken apart."""
+        begun = self._zip is not None and self._zip.raw_bytes > 0
+        return self.nested or self._nested_bytes > 0 or begun
+
+    def push(self, data: bytes) -> Iterator[None]:
+        """The next bytes of the file, step by step; take all steps before the next bytes.
+
+        A few bytes may hold a lot: a step is some tenths of a second of work at most, or a
+        second where an engine is looked for.  Raises LeftError, DiskFullError and its kin.
+        """
         at = 0
         while at < len(data):
             slow = self._stream is None or not self._stream.known
             piece = data[at : at + STEP] if slow else data[at:]
-            self._push(piece)
+            yield from self._push(piece)
             at += len(piece)
 
-    def _push(self, piece: bytes) -> None:
+    def _push(self, piece: bytes) -> Iterator[None]:
         self._recent = piece
         if self._rest >= 0:
             self._trail(piece)
@@ -95,6 +113,7 @@ class GzipPass:
             self._stream.feed(piece)
         for event in self._gzip.push(piece):
             self._take(event)
+            yield
         if self._stream is not None:
             self._stream.advance()
         self._recent_at += len(piece)
@@ -178,10 +197,10 @@ class GzipPass:
 
     def _member(self, piece: bytes, *, final: bool) -> None:
         if self._begins and self._nested is not None and piece.startswith(ZIP_MAGIC):
-            self._zip = self._nested(self._inner, self._check_bounds)
+            most = STREAMS_MAX - self._nested_streams
+            self._zip = self._nested(self._inner, self._check_bounds, most)
         if self._zip is not None:
             self._zip.push(piece)
-            self.nested |= self._zip.streams > 0
             return
         at = 0
         if self._begins:
@@ -195,7 +214,7 @@ class GzipPass:
         if self._zip is not None:
             self._zip.end()
             self._nested_bytes += self._zip.raw_bytes
-            self.nested |= self._zip.streams > 0
+            self._nested_streams += self._zip.streams
             self._zip = None
 
     def finish(self) -> list[Segment]:

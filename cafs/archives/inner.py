@@ -50,6 +50,8 @@ class InnerWriter:
         self._ready: list[Part] = []
         self._gathered = bytearray()
         self._spots: list[_Spot] = []
+        self._border = False
+        """Whether no part may reach from what came to what comes."""
         self._batch: list[tuple[int, Pieces]] = []
         self._batch_bytes = 0
         self._left = b""
@@ -84,6 +86,11 @@ class InnerWriter:
             head = self._left[:64] + data[: max(0, 64 - len(self._left))]
             self._compressible = not codec.looks_compressed(head)
         self._cut(data, self._compressible, final)
+
+    def border(self) -> None:
+        """No part is to reach from what came in to what comes next."""
+        self._end_member()
+        self._border = True
 
     def reserve(self) -> int:
         """A place in the order, behind all that came in, for parts that are known later."""
@@ -158,10 +165,12 @@ class InnerWriter:
             room = self._gathered_max - len(self._gathered)
             piece = data[:room]
             last = self._spots[-1] if self._spots else None
-            if last is not None and last.slot == self._taken + len(self._slots) - 1:
+            newest = self._taken + len(self._slots) - 1
+            if last is not None and last.slot == newest and not self._border:
                 last.length += len(piece)
             else:
                 self._spots.append(_Spot(self._slot(), len(self._gathered), len(piece)))
+                self._border = False
             self._gathered += piece
             data = data[room:]
             if len(self._gathered) == self._gathered_max:

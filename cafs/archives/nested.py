@@ -7,7 +7,7 @@ only a few MiB of them are in memory.  Belongs to the event loop.
 
 from __future__ import annotations
 
-from cafs.archives.rebuild import EngineOf, Rebuild, Source, Stored, recipe_of
+from cafs.archives.rebuild import EngineOf, Rebuild, Source, Stored, recipe_in_pieces
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.reader import Reader
@@ -41,6 +41,19 @@ class Nested:
         """What is made and not read yet."""
         self._at = 0
         """Where it begins."""
+        self._more = True
+        """Whether there may be more to make."""
+
+    async def ready(self, end: int) -> bool:
+        """Come a step closer to having all bytes before *end*; whether they are there.
+
+        Raises RebuildError and its kin.
+        """
+        if self._rebuild is None:
+            self._rebuild = self._begin()
+        if self._more and self._at + len(self._ready) < end:
+            self._more = await self._rebuild.step()
+        return not self._more or self._at + len(self._ready) >= end
 
     async def read(self, start: int, end: int) -> bytes | memoryview:
         """Bytes [start, end), which are the next ones; fewer if there are no more.
@@ -49,17 +62,14 @@ class Nested:
         """
         if start != self._at:
             raise RebuildError("what is inside an archive is read from its start to its end")
-        if self._rebuild is None:
-            self._rebuild = await self._begin()
-        length, more = end - start, True
-        while more and len(self._ready) < length:
-            more = await self._rebuild.step()
-        data = bytes(memoryview(self._ready)[:length])
-        del self._ready[:length]
+        while not await self.ready(end):
+            pass
+        data = bytes(memoryview(self._ready)[: end - start])
+        del self._ready[: end - start]
         self._at += len(data)
         return data
 
-    async def _begin(self) -> Rebuild:
+    def _begin(self) -> Rebuild:
         def take(data: bytes | memoryview) -> None:
             self._ready += data
 
@@ -67,13 +77,14 @@ class Nested:
             return await self._reader.read(self._inner, start, end)
 
         return Rebuild(
-            await recipe_of(self._blobs, self._inner),
+            (),
             stored,
             Stored(stored),
             self._engine_of,
             self._workers,
             take,
             background=self._background,
+            more=recipe_in_pieces(self._blobs, self._inner),
             input_follows=True,
         )
 

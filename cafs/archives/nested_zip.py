@@ -18,11 +18,20 @@ from typing import Final
 from cafs.archives.deflated import Guesser, Stream
 from cafs.archives.inner import InnerWriter
 from cafs.archives.member import DeflatedMember
+from cafs.archives.segments import LeftError
+from cafs.archives.trial import Guess, Sample
 from cafs.archives.zip_format import DEFLATED, ENCRYPTED, LOCAL, MAGIC, STREAMED
 from cafs.blobs import recipe
 
 LEAST: Final = recipe.LITERAL_MAX
 """A member of so many bytes is shorter than what says how to make it."""
+RATIO_MAX: Final = 200
+"""A member that holds so many times its bytes is stored as it lies: that costs next to nothing,
+and for a few of its bytes a reader would wait until all that they hold was compressed."""
+_SLACK: Final = 64 << 20
+_SLACK_STREAMED: Final = 4 << 20
+"""So many raw bytes may come out of a member ahead of what it holds on the whole; fewer where
+nothing was said of it before."""
 UNNUMBERED: Final = 0
 """Stands for the engine's number in made parts, until it has one; no made part may be stored so."""
 _ZIP64: Final = 0xFFFFFFFF
@@ -50,11 +59,16 @@ class NestedZip:
         inner: InnerWriter,
         guesser: Guesser,
         check: Callable[[int], None],
+        streams_max: int,
     ) -> None:
-        """*check* is told how many bytes came out of members, and raises if these are too many."""
+        """*check* is told how many bytes came out of members, and raises if these are too many.
+
+        Behind *streams_max* members that an engine makes the rest is stored as it lies.
+        """
         self._inner = inner
         self._guesser = guesser
         self._check = check
+        self._streams_max = streams_max
         self._next = _Next.HEADER
         self._held = bytearray()
         """Of a header."""
@@ -66,6 +80,10 @@ class NestedZip:
         self._member: DeflatedMember | None = None
         self._place = -1
         self._place_at = 0
+        self._member_raw = 0
+        """Bytes that came out of the member ..."""
+        self._member_max = 0
+        """... and that may, if its length is known."""
         self.raw_bytes = 0
         """Bytes that came out of members."""
         self.streams = 0
@@ -126,21 +144,29 @@ class NestedZip:
         _, _, flags, method, _, _, _, length, raw_length, _, _ = LOCAL.unpack_from(header)
         self._known_length = not flags & STREAMED
         self._left = length
-        if _ZIP64 in (length, raw_length):
+        if _ZIP64 in (length, raw_length) or self.streams >= self._streams_max:
             self._next = _Next.REST
-        elif self._worth_it(method, flags, length):
+        elif self._worth_it(method, flags, length, raw_length):
             self._next = _Next.DEFLATED
             known = length if self._known_length else None
-            self._member = DeflatedMember(0, self._guesser, self, known)
+            self._member = DeflatedMember(0, self._guess, self, known)
             self._place = -1
+            self._member_raw, self._member_max = 0, raw_length
         elif self._known_length:
             self._next = _Next.AS_IT_LIES if length else _Next.HEADER
         else:
             self._next = _Next.REST
 
-    def _worth_it(self, method: int, flags: int, length: int) -> bool:
-        deflated = method == DEFLATED and not flags & ENCRYPTED
-        return deflated and (length > LEAST or not self._known_length)
+    def _worth_it(self, method: int, flags: int, length: int, raw_length: int) -> bool:
+        if method != DEFLATED or flags & ENCRYPTED:
+            return False
+        return not self._known_length or (length > LEAST and raw_length <= RATIO_MAX * length)
+
+    def _guess(self, sample: Sample) -> list[Guess]:
+        # What the header says of it may be missing, or not be true.
+        if len(sample.raw) > RATIO_MAX * len(sample.stream):
+            return []
+        return self._guesser(sample)
 
     # -- members -------------------------------------------------------------------------------
 
@@ -175,12 +201,22 @@ class NestedZip:
             self._place = self._inner.reserve()
             self._place_at = self._inner.size
         self.raw_bytes += len(data)
+        self._member_raw += len(data)
         self._check(self.raw_bytes)
+        assert self._member is not None
+        most = RATIO_MAX * self._member.seen
+        if self._known_length:
+            most = min(self._member_max, most + _SLACK)
+        else:
+            most += _SLACK_STREAMED
+        if self._member_raw > most:
+            raise LeftError("a member that holds more than it should")
         self._inner.data(data)
 
     def made(self, stream: Stream) -> None:
         """An engine makes the member."""
-        self._inner.data(b"", final=True)
+        # What an engine takes in is whole parts.
+        self._inner.border()
         length = sum(length for length, _ in stream.pieces)
         stream = stream._replace(start=self._place_at + length)
         self._inner.fill(self._place, stream.parts(UNNUMBERED, stream.guesses[0].params))

@@ -122,8 +122,11 @@ class Offline:
             if not stream.add(left[0][1].length, recipe.made(left[0][1])):
                 break
             left.popleft()
-        while input_follows and left and left[0][0] < how.start + how.raw_length:
-            left.popleft()
+        end = how.start + how.raw_length
+        behind = end
+        while input_follows and left and left[0][0] < end:
+            begin, part = left.popleft()
+            behind = begin + part.length
         done: list[bytes] = []
 
         def sink(data: bytes | memoryview) -> None:
@@ -131,7 +134,7 @@ class Offline:
 
         given = 0
         try:
-            for piece in source(how.start, how.start + how.raw_length):
+            for piece in source(how.start, end):
                 given += len(piece)
                 stream.work(piece, given == how.raw_length, sink)
                 yield from done
@@ -143,6 +146,9 @@ class Offline:
                 raise RebuildError("the inner blob is too short")
         finally:
             stream.close()
+        # The last part that was passed over may have more than the stream needs.
+        if behind > end:
+            yield from source(end, behind)
 
     def _ready(self) -> Engines:
         if self._engines is None:

@@ -47,6 +47,8 @@ class Passes:
         self._workers = workers
         self._bounds = bounds
         self.trials = Trials()
+        self._zip_trials = Trials()
+        """Of zips inside: what nobody makes there says nothing of archives."""
 
     def of_gzip(self, inner: InnerWriter, outer: InnerWriter, *, nested: bool) -> GzipPass:
         """For a gzip file; *nested*: zips inside it are taken apart, too.
@@ -118,9 +120,12 @@ class Passes:
             return None
 
         def guesses(sample: Sample) -> list[Guess]:
-            return self.trials.guesses(sample, [engine])
+            found = self._zip_trials.guesses(sample, [engine])
+            if found and sample.whole:
+                self._zip_trials.remember(found[0])
+            return found
 
-        return lambda inner, check: NestedZip(inner, guesses, check)
+        return lambda inner, check, most: NestedZip(inner, guesses, check, most)
 
 
 def _for_zips(engines: Sequence[Engine]) -> Engine | None:

@@ -25,6 +25,8 @@ from cafs.workers import Workers
 
 STEP: Final = 4 * FEED_SIZE
 """Raw bytes that one step takes: a few hundredths of a second of GNU gzip's time."""
+STREAM_COST: Final = 16 << 10
+"""What it takes to begin a stream and to find its bytes, in raw ones: some streams have none."""
 
 PARTS_AT_ONCE: Final = 512
 """Parts that are looked up without letting others in: a few milliseconds."""
@@ -39,6 +41,9 @@ class Source(Protocol):
     def read(self, start: int, end: int, /) -> Awaitable[bytes | memoryview]:
         """Bytes [start, end), verified."""
 
+    async def ready(self, end: int) -> bool:
+        """Come a step closer to having all bytes before *end*; whether they are there."""
+
     async def close(self) -> None:
         """Nothing more is read."""
 
@@ -49,6 +54,10 @@ class Stored:
     def __init__(self, fetch: Fetch) -> None:
         self.read = fetch
 
+    async def ready(self, _end: int) -> bool:
+        """All bytes are."""
+        return True
+
     async def close(self) -> None:
         """Nothing more is read."""
 
@@ -57,6 +66,22 @@ Sink = Callable[[bytes | memoryview], None]
 """Takes the next bytes, in a worker thread.  What it raises ends the rebuild."""
 EngineOf = Callable[[int], Engine]
 """The engine of a number in made parts.  Raises EngineError."""
+More = Callable[[], Awaitable[Sequence[Part]]]
+"""The next parts of a recipe, in order; none at its end."""
+
+
+def recipe_in_pieces(blobs: Blobs, blob: BlobNo) -> More:
+    """The parts of a blob that keeps its recipe meanwhile, some at a time."""
+    at, size = 0, blobs.get(blob).size
+
+    async def more() -> list[Part]:
+        nonlocal at
+        await trio.lowlevel.checkpoint()
+        parts = [part for _, part in islice(blobs.parts(blob, at, size), PARTS_AT_ONCE)]
+        at += recipe.total_length(parts)
+        return parts
+
+    return more
 
 
 async def recipe_of(blobs: Blobs, blob: BlobNo) -> list[Part]:
@@ -144,14 +169,18 @@ class Rebuild:
         sink: Sink,
         *,
         background: bool,
+        more: More | None = None,
         input_follows: bool = False,
     ) -> None:
-        """*outer* is asked for those bytes of the blob that no engine makes.
+        """*more* gives the parts behind *parts*, so that not all of them are in memory.
+
+        *outer* is asked for those bytes of the blob that no engine makes.
 
         *inner* has what engines take in, and is closed with this; *input_follows*: that lies
         right behind each stream in the recipe itself, and is no part of what is handed on.
         """
         self._parts = deque(parts)
+        self._more = more
         self._outer = outer
         self._inner = inner
         self._engine_of = engine_of
@@ -160,6 +189,8 @@ class Rebuild:
         self._background = background
         self._input_follows = input_follows
         self._stream: Stream | None = None
+        self._batch: list[bytes | memoryview | Stream] = []
+        """Of the recipe, what waits for what engines take in."""
         self._at = 0
         """First byte of the next part."""
 
@@ -171,14 +202,27 @@ class Rebuild:
         """
         if self._stream is not None:
             await self._advance(self._stream)
-        elif self._parts:
+        elif self._batch:
+            await self._work()
+        elif await self._look():
             await self._next()
-        return self._stream is not None or bool(self._parts)
+        waits = self._stream is not None or bool(self._batch)
+        return waits or bool(self._parts) or self._more is not None
+
+    async def _look(self) -> bool:
+        """Whether there is a next part; then it is at hand."""
+        if not self._parts and self._more is not None:
+            self._parts.extend(await self._more())
+            if not self._parts:
+                self._more = None
+        return bool(self._parts)
 
     async def _advance(self, stream: Stream) -> None:
         """Feed a stream that is too long for one step."""
         how = stream.how
         low, high = stream.fed, min(stream.fed + STEP, how.raw_length)
+        if not await self._inner.ready(how.start + high):
+            return
         data = await self._raw(how.start + low, how.start + high)
         last = high == how.raw_length
         await self._workers.run(lambda: stream.work(data, last, self._sink))
@@ -188,32 +232,35 @@ class Rebuild:
 
     async def _next(self) -> None:
         """Take as many parts as make a step: zips have thousands of short streams."""
-        batch: list[bytes | memoryview | Stream] = []
         size = 0
-        while self._parts and size < STEP:
+        while size < STEP and await self._look():
             part = self._parts[0]
             if part.kind == recipe.MADE:
                 raw_length = recipe.made(part).raw_length
-                if raw_length > STEP and batch:
+                if raw_length > STEP and self._batch:
                     break
-                stream = self._begin()
+                stream = await self._begin()
                 if raw_length > STEP:
                     self._stream = stream
                     await self._advance(stream)
                     return
-                batch.append(stream)
-                size += raw_length
+                self._batch.append(stream)
+                size += raw_length + STREAM_COST
             else:
-                length = self._stretch(STEP - size)
-                batch.append(await self._given(self._at - length, self._at))
+                length = await self._stretch(STEP - size)
+                self._batch.append(await self._given(self._at - length, self._at))
                 size += length
-        await self._work(batch)
+        await self._work()
 
-    async def _work(self, batch: Sequence[bytes | memoryview | Stream]) -> None:
+    async def _work(self) -> None:
+        """Hand on the batch, if what engines take in for it is there."""
+        batch = self._batch
         streams = [each for each in batch if isinstance(each, Stream)]
         # Streams that follow each other in the archive mostly do so in the inner blob.
         low = min((each.how.start for each in streams), default=0)
         high = max((each.how.start + each.how.raw_length for each in streams), default=0)
+        if streams and not await self._inner.ready(high):
+            return
         raw: list[bytes | memoryview]
         if high - low <= 2 * STEP and not self._input_follows:
             all_of_it = memoryview(await self._raw(low, high))
@@ -240,6 +287,7 @@ class Rebuild:
                     self._sink(each)
 
         await self._workers.run(work)
+        self._batch = []
 
     async def _raw(self, low: int, high: int) -> bytes | memoryview:
         data = await self._inner.read(low, high) if low < high else b""
@@ -254,10 +302,10 @@ class Rebuild:
             raise RebuildError("a part of the recipe is too short")
         return data
 
-    def _stretch(self, most: int) -> int:
+    async def _stretch(self, most: int) -> int:
         """Pass by up to *most* bytes that no engine makes; how many they were."""
         length = 0
-        while self._parts and self._parts[0].kind != recipe.MADE and length < most:
+        while length < most and await self._look() and self._parts[0].kind != recipe.MADE:
             part = self._parts.popleft()
             if length + part.length > most:
                 # Only its length is of interest here.
@@ -268,19 +316,19 @@ class Rebuild:
         self._at += length
         return length
 
-    def _begin(self) -> Stream:
+    async def _begin(self) -> Stream:
         how = recipe.made(self._parts[0])
         if how.position:
             raise RebuildError("the recipe begins in the middle of a stream")
         stream = Stream(how, self._engine_of(how.engine), self._background)
-        while self._parts and self._parts[0].kind == recipe.MADE:
+        while await self._look() and self._parts[0].kind == recipe.MADE:
             part = self._parts[0]
             if not stream.add(part.length, recipe.made(part)):
                 break
             self._at += part.length
             self._parts.popleft()
         if self._input_follows and (
-            how.start != self._at or self._stretch(how.raw_length) != how.raw_length
+            how.start != self._at or await self._stretch(how.raw_length) != how.raw_length
         ):
             raise RebuildError("a stream inside is not followed by what it is made of")
         return stream
@@ -288,7 +336,9 @@ class Rebuild:
     async def close(self) -> None:
         """Let go of the engine, whose process may take a moment to end."""
         stream, self._stream = self._stream, None
+        self._batch = []
         self._parts.clear()
+        self._more = None
         try:
             if stream is not None:
                 await self._workers.run(stream.close)

@@ -10,7 +10,7 @@ as it was, and what was stored to the sweep.  Belongs to the event loop.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -22,7 +22,8 @@ from cafs.archives.nested import source_of
 from cafs.archives.passes import GZIP, Passes, kind_of
 from cafs.archives.proof import PartIndex, Proof, rebuild_and_compare
 from cafs.archives.rebuild import EngineOf, Source, recipe_of
-from cafs.archives.segments import Bounds, LeftError, Segment, outer_recipe
+from cafs.archives.segments import Bounds, LeftError, outer_recipe
+from cafs.archives.work import Work
 from cafs.archives.zip_pass import ZipPass
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
@@ -39,7 +40,9 @@ from cafs.workers import Workers
 log = logging.getLogger(__name__)
 
 PIECE: Final = 256 << 10
-"""Bytes of the archive that are taken at once: some hundredths of a second of work."""
+"""Bytes of the archive that are read at once: mostly some tenths of a second of work ..."""
+WORK_S: Final = 0.2
+"""... and after so long others get their turn."""
 ROWS_AT_ONCE: Final = 4 * PARTS_PER_ROW
 CHOICES_MAX: Final = 4
 
@@ -96,27 +99,6 @@ class Surroundings(NamedTuple):
     """Waits for room in the overlay.  Raises DiskFullError and its kin on an ill disk."""
 
 
-class _Work:
-    """What was stored so far for one archive."""
-
-    def __init__(self, around: Surroundings, *, may_nest: bool) -> None:
-        self.may_nest = may_nest
-        """Whether zips inside it may be taken apart."""
-        self.nested = False
-        """Whether there was one."""
-        self.inner = InnerWriter(around.ingest)
-        self.outer = InnerWriter(around.ingest)
-        self.inner_no = around.blobs.aged.begin()
-        self.outer_no: BlobNo | None = None
-        self.swapped = False
-        self.inner_sha256 = b""
-        self.segments: list[Segment] = []
-        self.pinned: list[Part] = []
-        """Parts of the archive itself that are stored and in no recipe yet."""
-        self.plain_bytes = 0
-        self.added_bytes = 0
-
-
 class TakeApart:
     """Takes archives apart, one at a time."""
 
@@ -137,7 +119,7 @@ class TakeApart:
         began = around.clock.monotonic()
         record = around.blobs.get(blob)
         kind, reason, lasting = "", "", False
-        work: _Work | None = None
+        work: Work | None = None
         around.blobs.aged.hold(blob)
         try:
             kind = kind_of(bytes(await around.reader.read(blob, 0, min(64, record.size))))
@@ -149,19 +131,20 @@ class TakeApart:
                 reason, lasting = "it is no archive", True
             else:
                 await around.prepare()
-                work = _Work(around, may_nest=True)
+                work = Work(around.ingest, around.blobs, may_nest=True)
                 reason, lasting = await self._try(blob, record, kind, work)
-                if lasting and work.nested:
+                if lasting and work.tried_zips:
                     log.debug("blob %d: %s; again without zips inside it", blob, reason)
-                    self._tidy(work)
-                    work = _Work(around, may_nest=False)
+                    spent, work = work, None
+                    spent.tidy()
+                    work = Work(around.ingest, around.blobs, may_nest=False)
                     reason, lasting = await self._try(blob, record, kind, work)
             if lasting and self._may(blob):
                 around.blobs.aged.leave(blob)
         finally:
             around.blobs.aged.let_go(blob)
             if work is not None:
-                self._tidy(work)
+                work.tidy()
         return Outcome(
             blob,
             kind,
@@ -206,7 +189,7 @@ class TakeApart:
         return self._around.blobs.aged.may_swap(blob) and not self._around.busy(blob)
 
     async def _try(
-        self, blob: BlobNo, record: BlobRecord, kind: str, work: _Work
+        self, blob: BlobNo, record: BlobRecord, kind: str, work: Work
     ) -> tuple[str, bool]:
         """Why it is left, and whether for good; ("", False) if it was taken apart."""
         try:
@@ -227,7 +210,7 @@ class TakeApart:
             return "it was changed meanwhile", False
         return "", False
 
-    async def _store(self, blob: BlobNo, record: BlobRecord, kind: str, work: _Work) -> None:
+    async def _store(self, blob: BlobNo, record: BlobRecord, kind: str, work: Work) -> None:
         around = self._around
 
         async def read(start: int, end: int) -> bytes | memoryview:
@@ -236,6 +219,7 @@ class TakeApart:
         one: GzipPass | ZipPass
         if kind == GZIP:
             one = self._passes.of_gzip(work.inner, work.outer, nested=work.may_nest)
+            work.gzip = one
         else:
             one = await self._passes.of_zip(work.inner, work.outer, record.size, read)
         for start in range(0, record.size, PIECE):
@@ -245,11 +229,12 @@ class TakeApart:
             data = bytes(await read(start, end))
             if len(data) != end - start:
                 raise LeftError("its recipe is too short")
-            await around.workers.run(partial(one.push, data))
-            work.nested = isinstance(one, GzipPass) and one.nested
+            steps = one.push(data)
+            while await around.workers.run(partial(_go_on, steps, around.clock)):
+                await self._draft(work, work.inner_no, work.inner, final=False)
+                await self._pause()
             await self._draft(work, work.inner_no, work.inner, final=False)
         work.segments = await around.workers.run(one.finish)
-        work.nested = isinstance(one, GzipPass) and one.nested
         work.pinned = [part for part in work.segments if isinstance(part, Part)]
         work.inner_sha256 = await around.workers.run(work.inner.finish)
         await self._draft(work, work.inner_no, work.inner, final=True)
@@ -265,7 +250,7 @@ class TakeApart:
         return total
 
     async def _draft(
-        self, work: _Work, drafted: BlobNo, writer: InnerWriter, *, final: bool
+        self, work: Work, drafted: BlobNo, writer: InnerWriter, *, final: bool
     ) -> None:
         """Bring what a writer has stored into a recipe in the making."""
         while parts := writer.take(ROWS_AT_ONCE, final=final):
@@ -276,7 +261,7 @@ class TakeApart:
             self._extend(work, drafted, numbered)
             await self._pause()
 
-    def _extend(self, work: _Work, drafted: BlobNo, parts: Sequence[Part]) -> None:
+    def _extend(self, work: Work, drafted: BlobNo, parts: Sequence[Part]) -> None:
         before = self._around.counters.stored_bytes
         self._around.blobs.aged.extend(drafted, parts)
         work.added_bytes += self._around.counters.stored_bytes - before
@@ -286,7 +271,7 @@ class TakeApart:
         if self.pace is not None:
             await self.pace()
 
-    async def _prove_one_choice(self, blob: BlobNo, record: BlobRecord, work: _Work) -> None:
+    async def _prove_one_choice(self, blob: BlobNo, record: BlobRecord, work: Work) -> None:
         """Find the choice of engines that makes the archive, and draft its recipe."""
         around = self._around
         guesses = [len(each.guesses) for each in work.segments if not isinstance(each, Part)]
@@ -310,13 +295,13 @@ class TakeApart:
             return
 
     async def _outer_recipe(
-        self, work: _Work, choice: int, number_of: Callable[[Engine], int]
+        self, work: Work, choice: int, number_of: Callable[[Engine], int]
     ) -> list[Part]:
         # In a thread: it may be long.
         make = partial(outer_recipe, work.segments, choice, number_of)
         return await self._around.workers.run(make)
 
-    async def _draft_outer(self, work: _Work, choice: int, chosen: list[Engine]) -> None:
+    async def _draft_outer(self, work: Work, choice: int, chosen: list[Engine]) -> None:
         around = self._around
         for engine in chosen:
             await around.workers.run(partial(around.engines.keep, engine))
@@ -361,16 +346,11 @@ class TakeApart:
             self.pace,
         )
 
-    def _tidy(self, work: _Work) -> None:
-        """Let go of what was not used."""
-        aged = self._around.blobs.aged
-        self._around.blobs.chunks.unpin(recipe.chunk_refs(work.pinned))
-        work.inner.abandon()
-        work.outer.abandon()
-        if not work.swapped:
-            if work.outer_no is not None:
-                aged.drop(work.outer_no)
-            aged.drop(work.inner_no)
+
+def _go_on(steps: Iterator[None], clock: Clock) -> bool:
+    """Take some steps of a pass; whether there may be more.  In a worker thread."""
+    until = clock.monotonic() + WORK_S
+    return any(clock.monotonic() >= until for _ in steps)
 
 
 def _place(chosen: list[Engine], engine: Engine) -> int:

@@ -8,12 +8,12 @@ order, are the whole file.  Runs in worker threads, one call at a time; blocks.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
 from cafs.archives.inner import InnerWriter
-from cafs.archives.member import DeflatedMember
+from cafs.archives.member import STEP, DeflatedMember
 from cafs.archives.segments import Bounds, LeftError, Segment
 from cafs.archives.trial import Guess, Sample
 from cafs.archives.zip_format import Member
@@ -58,8 +58,12 @@ class ZipPass:
         """Bytes of members that no engine makes."""
         self._inner_size = 0
 
-    def push(self, data: bytes) -> None:
-        """The next bytes of the file.  Raises LeftError, DiskFullError and its kin."""
+    def push(self, data: bytes) -> Iterator[None]:
+        """The next bytes of the file, step by step; take all steps before the next bytes.
+
+        A step is some tenths of a second of work at most, or a second where an engine is looked
+        for.  Raises LeftError, DiskFullError and its kin.
+        """
         view = memoryview(data)
         while view:
             member = self._member
@@ -68,9 +72,11 @@ class ZipPass:
                 taken = self._between(view[: border - self._at], border)
             else:
                 assert member is not None
-                taken = self._of_member(view[: member.offset + member.length - self._at], member)
+                left = member.offset + member.length - self._at
+                taken = self._of_member(view[: min(left, STEP)], member)
             self._at += taken
             view = view[taken:]
+            yield
 
     def _between(self, view: memoryview, border: int) -> int:
         """Bytes before the next member; how many were taken."""

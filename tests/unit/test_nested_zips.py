@@ -61,7 +61,7 @@ def zipped(
 
 
 def wheel() -> bytes:
-    large = noise(1, 300) * 9000
+    large = noise(1, 8000) * 340
     return zipped(LIBRARY | {"large.so": large, "empty": b"", "tiny": b"x"})
 
 
@@ -242,7 +242,7 @@ def one(store: Store, nested: Callable[..., NestedZip] | None, whole: bytes, cut
     assert nested is not None
     writer = InnerWriter(store.contents.ingest)
     choice = random.Random(cuts)
-    through = nested(writer, lambda _: None)
+    through = nested(writer, lambda _: None, 1000)
     at = 0
     parts = []
     try:
