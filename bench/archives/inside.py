@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bench.archives import corpus
 from bench.archives.corpus import Blob
-from cafs.archives import zip_format
+from cafs.archives import gzip_format, zip_format
 from cafs.archives.engine_record import EngineRecord
 from cafs.archives.nested_zip import LEAST
 from cafs.blobs import recipe
@@ -25,7 +25,7 @@ from cafs.types import BlobNo
 from cafs.view import View
 
 NESTED = "nested"
-"""Stands for members of zips that lie in a tar, whoever makes them."""
+"""Stands for gzip files, and members of zips, that lie in a tar, whoever makes them."""
 _LEAST_SIZE = 64 << 10
 """Bytes; smaller archives are left as they are (archives.age_min_size)."""
 
@@ -75,7 +75,7 @@ def _engines(view: View, blob: BlobNo) -> Iterator[int]:
 def streams(root: Path, blobs: list[Blob]) -> dict[str, int]:
     """What might be made again -> how many of it are in *blobs*.
 
-    Gzip files, members of zips, and members of zips in the tars that the gzip files hold.
+    Gzip files, members of zips, and both again in the tars that the gzip files hold.
     """
     found = {"gnu-gzip": 0, "zlib": 0, NESTED: 0}
     for blob in blobs:
@@ -92,12 +92,14 @@ def streams(root: Path, blobs: list[Blob]) -> dict[str, int]:
 
 
 def _nested(path: Path) -> int:
-    """Deflated members of the zips in a tar that are long enough to be made again."""
+    """Gzip files in a tar, and deflated members of its zips that are long enough to count."""
     count = 0
     with tarfile.open(path, "r|*") as members:
         for member in members:
             opened = members.extractfile(member)
-            if opened is None or not (data := opened.read()).startswith(zip_format.MAGIC):
+            data = b"" if opened is None else opened.read()
+            count += data.startswith(gzip_format.MAGIC)
+            if not data.startswith(zip_format.MAGIC):
                 continue
             try:
                 inside = zipfile.ZipFile(io.BytesIO(data)).infolist()

@@ -18,7 +18,7 @@ BYTES = {
 ENGINES = {
     "gnu-gzip": "of gzip files of 64 KiB and more, made again by GNU gzip",
     "zlib": "of deflated members of packages, made again by zlib",
-    "nested": "of those of zips inside droplets and caches",
+    "nested": "of streams in zips and gzip files inside droplets and caches, made again",
 }
 WAYS = {"http": "over HTTP", "mount": "through the mount"}
 HEADS, GETS = "head", "get"

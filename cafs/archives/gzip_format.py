@@ -20,7 +20,8 @@ HEADER_MAX: Final = 128 << 10
 RAW_MAX: Final = 256 << 10
 """Raw bytes in one event: so much is in memory, however well they were compressed."""
 
-_FIXED_SIZE: Final = 10
+FIXED_SIZE: Final = 10
+"""Bytes of a header that each one has."""
 _INPUT_STEP: Final = 64 << 10
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
 
@@ -83,12 +84,12 @@ def header_length(data: bytes | bytearray) -> int:
     """How long the header is that *data* begins with; 0 if more is needed, -1 if it is none."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         return -1
-    if len(data) < _FIXED_SIZE:
+    if len(data) < FIXED_SIZE:
         return 0
     flags = data[3]
     if flags & _RESERVED:
         return -1
-    at = _FIXED_SIZE
+    at = FIXED_SIZE
     if flags & _FEXTRA:
         at += 2 + int.from_bytes(data[at : at + 2], "little")
     for flag in (_FNAME, _FCOMMENT):

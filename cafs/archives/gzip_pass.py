@@ -14,11 +14,10 @@ from cafs.archives import bytecode, gnu_gzip
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
 from cafs.archives.gzip_format import Begin, End, Event, GzipReader, Header, Kept, Raw
 from cafs.archives.inner import InnerWriter
-from cafs.archives.nested_zip import NestedZip
+from cafs.archives.nested_file import NestedFile
 from cafs.archives.segments import Bounds, LeftError, Segment
 from cafs.archives.tar_format import Kind, Stretch, TarSplitter
 from cafs.archives.trial import Guess, Sample
-from cafs.archives.zip_format import MAGIC as ZIP_MAGIC
 from cafs.blobs import recipe
 
 STEP: Final = 8 << 10
@@ -31,12 +30,12 @@ PROGRAMS_MAX: Final = 64
 """Members that take a process of their own to be made again."""
 MEMBERS_MAX: Final = 10_000
 STREAMS_MAX: Final = 250_000
-"""Members of zips inside it that are made again, each with a part of the recipe of its own."""
+"""Streams of archives inside it that are made again, each with a part of the recipe of its own."""
 
 Guesser = Callable[[Sample, Header], list[Guess]]
-NestedZips = Callable[[InnerWriter, Callable[[int], None], int], NestedZip]
-"""Makes what takes a zip, of where it goes, what is told of the bytes that come out of it, and
-how many members of it may be made again."""
+Nested = Callable[[bytes, InnerWriter, Callable[[int], None], int], NestedFile | None]
+"""Makes what takes an archive inside it, if it is one: of its first bytes, where it goes, what is
+told of the bytes that come out of it, and how many streams of it may be made again."""
 
 
 class GzipPass:
@@ -48,23 +47,23 @@ class GzipPass:
         outer: InnerWriter,
         guesser: Guesser,
         bounds: Bounds,
-        nested: NestedZips | None,
+        nested: Nested | None,
     ) -> None:
         """*inner* takes what is inside, *outer* those bytes of the file that nobody makes.
 
-        Without *nested*, zips inside it are stored as they lie.
+        Without *nested*, archives inside it are stored as they lie.
         """
         self._inner = inner
         self._outer = outer
         self._guesser = guesser
         self._bounds = bounds
         self._nested = nested
-        self._zip: NestedZip | None = None
-        """The member that passes by, if it is a zip."""
+        self._inside: NestedFile | None = None
+        """The member that passes by, if it is an archive."""
         self._nested_bytes = 0
-        """What came out of zips that are through."""
+        """What came out of those that are through."""
         self._nested_streams = 0
-        """Members of them that engines make."""
+        """Streams of them that engines make."""
         self._gzip = GzipReader()
         self._tar = TarSplitter()
         self._lag = b""
@@ -83,13 +82,13 @@ class GzipPass:
 
     @property
     def nested(self) -> bool:
-        """Whether there was a zip with members that engines make."""
-        return self._nested_streams > 0 or (self._zip is not None and self._zip.streams > 0)
+        """Whether there was an archive inside it with streams that engines make."""
+        return self._nested_streams > 0 or (self._inside is not None and self._inside.streams > 0)
 
     @property
-    def tried_zips(self) -> bool:
-        """Whether the outcome may be another one without zips taken apart."""
-        begun = self._zip is not None and self._zip.raw_bytes > 0
+    def tried_nested(self) -> bool:
+        """Whether the outcome may be another one without archives inside it taken apart."""
+        begun = self._inside is not None and self._inside.raw_bytes > 0
         return self.nested or self._nested_bytes > 0 or begun
 
     def push(self, data: bytes) -> Iterator[None]:
@@ -145,7 +144,7 @@ class GzipPass:
             self._leave_rest(event.start, event.reason)
 
     def _check_bounds(self, nested: int) -> None:
-        """Whether all is not too much, with *nested* bytes out of the zip that passes by."""
+        """Whether all is not too much, with *nested* bytes out of the archive that passes by."""
         raw = self._raw_seen + self._nested_bytes + nested
         self._bounds.check(raw, self._recent_at + len(self._recent))
 
@@ -186,7 +185,7 @@ class GzipPass:
             piece = data[at : at + length]
             at += length
             if kind is Kind.HEADER:
-                self._end_zip()
+                self._end_inside()
                 self._inner.header(piece)
                 self._begins = True
             else:
@@ -196,11 +195,11 @@ class GzipPass:
         self._lag = data[at:]
 
     def _member(self, piece: bytes, *, final: bool) -> None:
-        if self._begins and self._nested is not None and piece.startswith(ZIP_MAGIC):
+        if self._begins and self._nested is not None:
             most = STREAMS_MAX - self._nested_streams
-            self._zip = self._nested(self._inner, self._check_bounds, most)
-        if self._zip is not None:
-            self._zip.push(piece)
+            self._inside = self._nested(piece, self._inner, self._check_bounds, most)
+        if self._inside is not None:
+            self._inside.push(piece)
             return
         at = 0
         if self._begins:
@@ -210,12 +209,12 @@ class GzipPass:
                 at = end
         self._inner.data(piece[at:], final=final)
 
-    def _end_zip(self) -> None:
-        if self._zip is not None:
-            self._zip.end()
-            self._nested_bytes += self._zip.raw_bytes
-            self._nested_streams += self._zip.streams
-            self._zip = None
+    def _end_inside(self) -> None:
+        if self._inside is not None:
+            self._inside.end()
+            self._nested_bytes += self._inside.raw_bytes
+            self._nested_streams += self._inside.streams
+            self._inside = None
 
     def finish(self) -> list[Segment]:
         """The file has ended: what it consists of.
@@ -225,7 +224,7 @@ class GzipPass:
         for event in self._gzip.finish():
             self._take(event)
         self._route(self._tar.finish(), b"")
-        self._end_zip()
+        self._end_inside()
         streams = [each for each in self._segments if isinstance(each, Stream)]
         if not streams:
             raise LeftError("no gzip member")

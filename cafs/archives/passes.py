@@ -5,17 +5,18 @@ Belongs to the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from cafs.archives import gzip_format, zip_format, zlib_engine
+from cafs.archives import gzip_format, zip_format
 from cafs.archives.engine import Engine
 from cafs.archives.engines import Engines
 from cafs.archives.gzip_format import Header
-from cafs.archives.gzip_pass import GzipPass, NestedZips
+from cafs.archives.gzip_pass import GzipPass
 from cafs.archives.inner import InnerWriter
-from cafs.archives.nested_zip import NestedZip
+from cafs.archives.inside import Inside, NestedTrials
+from cafs.archives.nested_file import STAND_INS
 from cafs.archives.segments import Bounds, LeftError
 from cafs.archives.trial import Guess, Sample, Trials
 from cafs.archives.zip_pass import MEMBERS_MAX, ZipPass
@@ -47,11 +48,10 @@ class Passes:
         self._workers = workers
         self._bounds = bounds
         self.trials = Trials()
-        self._zip_trials = Trials()
-        """Of zips inside: what nobody makes there says nothing of archives."""
+        self._nested_trials = NestedTrials()
 
     def of_gzip(self, inner: InnerWriter, outer: InnerWriter, *, nested: bool) -> GzipPass:
-        """For a gzip file; *nested*: zips inside it are taken apart, too.
+        """For a gzip file; *nested*: archives inside it are taken apart, too.
 
         Raises EngineError.
         """
@@ -60,8 +60,8 @@ class Passes:
         def guesses(sample: Sample, header: Header) -> list[Guess]:
             return self.trials.guesses(sample, engines, header)
 
-        zips = self._zips(engines) if nested else None
-        return GzipPass(inner, outer, guesses, self._bounds, zips)
+        inside = Inside(engines, self._nested_trials).takes if nested else None
+        return GzipPass(inner, outer, guesses, self._bounds, inside)
 
     async def of_zip(
         self, inner: InnerWriter, outer: InnerWriter, size: int, read: Read
@@ -94,39 +94,25 @@ class Passes:
         return engines
 
     async def numbered(self, parts: list[Part]) -> list[Part]:
-        """Parts of an inner blob, with the number of the engine that makes zips inside.
+        """Parts of an inner blob, with the numbers of the engines that make archives inside.
 
-        They are laid down before anything is proven, so it has its number by then.
+        They are laid down before anything is proven, so the engines have numbers by then.
         Raises EngineError; DiskFullError and its kin.
         """
-        if not any(part.kind == recipe.MADE for part in parts):
+        stand_ins = {recipe.made(part).engine for part in parts if part.kind == recipe.MADE}
+        if not stand_ins:
             return parts
-        engine = _for_zips(self._ready())
-        if engine is None:
-            raise EngineError("the engine for zips may not be used any more")
-        await self._workers.run(partial(self._engines.keep, engine))
-        number = self._engines.number(engine)
-        return [
-            recipe.made_part(part.length, recipe.made(part)._replace(engine=number))
-            if part.kind == recipe.MADE
-            else part
-            for part in parts
-        ]
-
-    def _zips(self, engines: Sequence[Engine]) -> NestedZips | None:
-        """What takes the zips inside; None if no engine makes their members."""
-        engine = _for_zips(engines)
-        if engine is None:
-            return None
-
-        def guesses(sample: Sample) -> list[Guess]:
-            found = self._zip_trials.guesses(sample, [engine])
-            if found and sample.whole:
-                self._zip_trials.remember(found[0])
-            return found
-
-        return lambda inner, check, most: NestedZip(inner, guesses, check, most)
+        engines = {each.kind: each for each in self._ready()}
+        numbers = {}
+        for stand_in in stand_ins:
+            engine = engines.get(STAND_INS[stand_in - 1])
+            if engine is None:
+                raise EngineError("an engine may not be used any more")
+            await self._workers.run(partial(self._engines.keep, engine))
+            numbers[stand_in] = self._engines.number(engine)
+        return [_with_engine(part, numbers) if part.kind == recipe.MADE else part for part in parts]
 
 
-def _for_zips(engines: Sequence[Engine]) -> Engine | None:
-    return next((each for each in engines if each.kind == zlib_engine.KIND), None)
+def _with_engine(part: Part, numbers: dict[int, int]) -> Part:
+    how = recipe.made(part)
+    return recipe.made_part(part.length, how._replace(engine=numbers[how.engine]))

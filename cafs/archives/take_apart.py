@@ -133,8 +133,8 @@ class TakeApart:
                 await around.prepare()
                 work = Work(around.ingest, around.blobs, may_nest=True)
                 reason, lasting = await self._try(blob, record, kind, work)
-                if lasting and work.tried_zips:
-                    log.debug("blob %d: %s; again without zips inside it", blob, reason)
+                if lasting and work.tried_nested:
+                    log.debug("blob %d: %s; again without archives inside it", blob, reason)
                     spent, work = work, None
                     spent.tidy()
                     work = Work(around.ingest, around.blobs, may_nest=False)

@@ -22,7 +22,7 @@ class Work:
     def __init__(self, ingest: Ingest, blobs: Blobs, *, may_nest: bool) -> None:
         self._blobs = blobs
         self.may_nest = may_nest
-        """Whether zips inside it may be taken apart."""
+        """Whether archives inside it may be taken apart."""
         self.gzip: GzipPass | None = None
         """What takes it, if it is a gzip file."""
         self.inner = InnerWriter(ingest)
@@ -43,9 +43,9 @@ class Work:
         return self.gzip is not None and self.gzip.nested
 
     @property
-    def tried_zips(self) -> bool:
-        """Whether the outcome may be another one without zips taken apart."""
-        return self.gzip is not None and self.gzip.tried_zips
+    def tried_nested(self) -> bool:
+        """Whether the outcome may be another one without archives inside it taken apart."""
+        return self.gzip is not None and self.gzip.tried_nested
 
     def tidy(self) -> None:
         """Let go of what was not used; nothing else may follow."""

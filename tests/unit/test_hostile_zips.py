@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from cafs.archive_options import ArchiveOptions
 from cafs.archives import gzip_pass
 from cafs.archives.engine import Engine
 from cafs.archives.inner import InnerWriter
@@ -336,7 +337,7 @@ def test_a_reader_that_goes_away_costs_the_next_one_nothing(tmp_path: Path) -> N
     archive = gzipped(tar({"a.jar": member(LONG), "b.jar": member(TEXT), **FILES}))
 
     async def main() -> None:
-        async with opened(tmp_path / "store") as store:
+        async with opened(tmp_path / "store", ArchiveOptions(thaw_after=1000)) as store:
             ino = await put(store, b"cache", archive)
             await age(store, ino)
             for deadline in (0.0, 0.01, 0.05, 0.1):

@@ -1,0 +1,80 @@
+"""Which members of one tar are archives themselves, and who makes their streams.
+
+Runs in worker threads, one call at a time; blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from cafs.archives import gnu_gzip, gzip_format, zip_format, zlib_engine
+from cafs.archives.engine import Engine
+from cafs.archives.gzip_format import Header
+from cafs.archives.inner import InnerWriter
+from cafs.archives.nested_file import NestedFile
+from cafs.archives.nested_gzip import NestedGzip
+from cafs.archives.nested_zip import NestedZip
+from cafs.archives.trial import Guess, Sample, Trials
+
+PROGRAMS_MAX: Final = 4096
+"""Gzip files inside one tar that take a process of their own to be made again: some milliseconds
+for each."""
+MISSES_MAX: Final = 64
+"""So many gzip files in a row that nobody makes: then the others are not tried."""
+_SMALL: Final = 64 << 10
+"""Bytes in a gzip file of which zlib may make what GNU gzip made, without a process."""
+
+
+class NestedTrials:
+    """What was right for archives inside others, of each kind by itself."""
+
+    def __init__(self) -> None:
+        self.zip = Trials()
+        self.gzip = Trials()
+        self.small_gzip = Trials()
+
+
+class Inside:
+    """For one tar."""
+
+    def __init__(self, engines: Sequence[Engine], trials: NestedTrials) -> None:
+        self._zlib = [each for each in engines if each.kind == zlib_engine.KIND]
+        self._programs = [each for each in engines if each.kind == gnu_gzip.KIND]
+        self._trials = trials
+        self._run = 0
+        """Streams that a program makes."""
+        self._misses = 0
+
+    def takes(
+        self, head: bytes, inner: InnerWriter, check: Callable[[int], None], streams_max: int
+    ) -> NestedFile | None:
+        """What takes a member that begins with *head*; None if it is no archive."""
+        if head.startswith(zip_format.MAGIC) and self._zlib:
+            return NestedZip(inner, self._of_zip, check, streams_max)
+        if head.startswith(gzip_format.MAGIC) and self._misses < MISSES_MAX:
+            return NestedGzip(inner, self._of_gzip, check, streams_max)
+        return None
+
+    def _of_zip(self, sample: Sample) -> list[Guess]:
+        return _guesses(self._trials.zip, sample, self._zlib, None)
+
+    def _of_gzip(self, sample: Sample, header: Header) -> list[Guess]:
+        found: list[Guess] = []
+        if sample.whole and len(sample.raw) <= _SMALL:
+            found = _guesses(self._trials.small_gzip, sample, self._zlib, header)
+        if not found:
+            programs = self._programs if self._run < PROGRAMS_MAX else []
+            found = _guesses(self._trials.gzip, sample, [*programs, *self._zlib], header)
+        self._misses = 0 if found else self._misses + 1
+        self._run += bool(found) and found[0].engine.kind == gnu_gzip.KIND
+        return found
+
+
+def _guesses(
+    trials: Trials, sample: Sample, engines: Sequence[Engine], header: Header | None
+) -> list[Guess]:
+    found = trials.guesses(sample, engines, header)
+    if found and sample.whole:
+        trials.remember(found[0])
+    return found
