@@ -28,4 +28,7 @@ def sha256_each(buffers: Sequence[ReadableBuffer], *, kernel: str = "auto") -> b
     """
 
 def sha256_kernels() -> list[str]:
-    """The SHA-256 kernels that this machine can run: ``openssl``, ``avx2``, ``avx512``."""
+    """The SHA-256 kernels that this machine can run.
+
+    Among ``openssl``, ``avx2``, ``avx512`` (eight lanes each) and ``avx512-wide`` (sixteen).
+    """

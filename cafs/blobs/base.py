@@ -161,6 +161,13 @@ class Base:
             return offset if part.kind == recipe.HOLE else begin
         return offset
 
+    def border_behind(self, offset: int) -> int:
+        """The first place at or behind *offset* where a part ends; *offset* if there is none."""
+        if offset:
+            for begin, part in self._around.blobs.parts(self.number, offset - 1, offset):
+                return min(begin + part.length, self.covered)
+        return offset
+
     def hole_behind(self, offset: int, horizon: int) -> int | None:
         """Where the first hole at or behind *offset* begins, if it does so before *horizon*."""
         for begin, part in self._around.blobs.parts(self.number, offset, horizon):

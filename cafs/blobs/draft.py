@@ -29,7 +29,13 @@ from cafs.types import NO_BLOB, BlobNo, Ino
 log = logging.getLogger(__name__)
 
 BATCH = 1 << 20
-"""Bytes that make a job for the ingest pipeline."""
+"""Bytes from which on a job is made for the ingest pipeline."""
+BATCH_MAX = 4 << 20
+"""Bytes of the largest job: while earlier ones are under way, what comes gathers for the next.
+
+Each job costs some hand-overs of the interpreter lock, and SHA-256 works on sixteen chunks at
+once: of one megabyte there are too few.
+"""
 
 
 class Draft:
@@ -252,7 +258,7 @@ class Draft:
         """What waits longest: about *most* bytes, or all."""
         buffers = []
         taken = 0
-        while taken < most:
+        while taken < most and self._queue:
             buffers.append(self._queue.popleft())
             taken += len(buffers[-1])
         self._queued -= taken
@@ -262,7 +268,7 @@ class Draft:
         if self._broken is not None:
             raise self._broken
         assert self._flow is not None
-        flow, buffers = self._flow, self._take(self._queued if final else BATCH)
+        flow, buffers = self._flow, self._take(self._queued if final else BATCH_MAX)
         if self._idle.is_set():
             self._idle = trio.Event()
 

@@ -14,6 +14,8 @@ from cafs.blobs.spool import Spool
 
 WINDOW_MAX = 4 << 20
 """Bytes that are cut at once, at most."""
+LOOKAHEAD = 64
+"""Bytes behind a border that may be needed to tell that it is one (the header of a zip)."""
 
 Read = Callable[[int, int], Awaitable[bytes]]
 
@@ -57,8 +59,10 @@ async def _cut_anew(
     """Fill *parts* with those from *first* to a border at or behind *end*; where that is."""
     position = first
     rest = b""
-    # The first border behind a small change is near: what is cut beyond it is thrown away.
-    window = min(WINDOW_MAX, end - first + 2 * base.longest_part)
+    # After a small change the old border behind it nearly always is one again, and what is cut
+    # beyond is thrown away.
+    window = min(WINDOW_MAX, base.border_behind(min(end, base.covered)) - first + LOOKAHEAD)
+    window = max(window, LOOKAHEAD)
     while True:
         stop = _data_end(base, spool, max(end, position + 1))
         upto = min(position + window, stop)

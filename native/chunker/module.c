@@ -81,7 +81,9 @@ static PyObject *chunker_split(PyObject *Py_UNUSED(module), PyObject *args, PyOb
     return result;
 }
 
-static const char *const KERNEL_NAMES[SHA256_KERNELS] = {"auto", "openssl", "avx2", "avx512"};
+static const char *const KERNEL_NAMES[SHA256_KERNELS] = {
+    "auto", "openssl", "avx2", "avx512", "avx512-wide",
+};
 
 /* The kernel of that name; SHA256_KERNELS, with ValueError set, if it cannot run here. */
 static enum sha256_kernel parse_kernel(const char *name)

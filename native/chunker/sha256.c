@@ -21,6 +21,7 @@ bool sha256_setup(void)
     runnable[SHA256_AUTO] = runnable[SHA256_OPENSSL] = algorithm != NULL;
     runnable[SHA256_AVX2] = sha256_lanes_can(SHA256_AVX2);
     runnable[SHA256_AVX512] = sha256_lanes_can(SHA256_AVX512);
+    runnable[SHA256_AVX512_WIDE] = sha256_lanes_can(SHA256_AVX512_WIDE);
     preferred = SHA256_OPENSSL;
     if (runnable[SHA256_AVX2] && !sha256_lanes_needless())
         preferred = runnable[SHA256_AVX512] ? SHA256_AVX512 : SHA256_AVX2;
@@ -30,6 +31,16 @@ bool sha256_setup(void)
 bool sha256_can(enum sha256_kernel kernel)
 {
     return runnable[kernel];
+}
+
+/* Whether sixteen lanes are through before eight: a step of theirs takes half as long again,
+ * and neither is done before its longest slice. */
+static bool fills_sixteen(size_t longest, size_t total)
+{
+    const size_t wide = total / 16 > longest ? total / 16 : longest;
+    const size_t narrow = total / 8 > longest ? total / 8 : longest;
+
+    return wide + wide / 2 < narrow;
 }
 
 /* A lane is slower than OpenSSL's stream: twice with AVX-512, three times with AVX2.  So they
@@ -46,7 +57,10 @@ static enum sha256_kernel choose(const struct bytes *slices, size_t count)
             longest = slices[i].size;
         total += slices[i].size;
     }
-    return longest * slower < total ? preferred : SHA256_OPENSSL;
+    if (longest * slower >= total)
+        return SHA256_OPENSSL;
+    return preferred == SHA256_AVX512 && fills_sixteen(longest, total) ? SHA256_AVX512_WIDE
+                                                                       : preferred;
 }
 
 static bool by_openssl(const struct bytes *slices, size_t count, uint8_t *out)

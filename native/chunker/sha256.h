@@ -15,6 +15,7 @@ enum sha256_kernel {
     SHA256_OPENSSL,
     SHA256_AVX2,
     SHA256_AVX512,
+    SHA256_AVX512_WIDE,
     SHA256_KERNELS /* how many there are */
 };
 

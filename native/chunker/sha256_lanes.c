@@ -8,9 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LANES = 8, BLOCK = 64 };
-
-typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t))));
+enum { MAX_LANES = 16, BLOCK = 64 };
 
 static const uint32_t ROUND[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
@@ -31,6 +29,7 @@ static const uint32_t INITIAL[8] = {
 
 #define KERNEL compress_avx2
 #define KERNEL_TARGET "avx2"
+#define LANES 8
 #include "sha256_lanes_kernel.h"
 #undef KERNEL
 #undef KERNEL_TARGET
@@ -40,6 +39,27 @@ static const uint32_t INITIAL[8] = {
 #include "sha256_lanes_kernel.h"
 #undef KERNEL
 #undef KERNEL_TARGET
+#undef LANES
+
+#define KERNEL compress_avx512_wide
+#define KERNEL_TARGET "avx2,avx512f"
+#define LANES 16
+#include "sha256_lanes_kernel.h"
+#undef KERNEL
+#undef KERNEL_TARGET
+#undef LANES
+
+struct kernel {
+    void (*compress)(uint32_t *state, const uint8_t *const *at, size_t blocks);
+    size_t lanes;
+};
+
+static struct kernel kernel_of(enum sha256_kernel name)
+{
+    if (name == SHA256_AVX512_WIDE)
+        return (struct kernel){compress_avx512_wide, 16};
+    return (struct kernel){name == SHA256_AVX512 ? compress_avx512 : compress_avx2, 8};
+}
 
 /* One slice on its way: whole blocks from the data, then the padded rest from `tail`. */
 struct lane {
@@ -51,7 +71,7 @@ struct lane {
 };
 
 /* A slice and its place.  The longest are taken first: one long slice taken last would leave
- * seven lanes idle. */
+ * all other lanes idle. */
 struct job {
     struct bytes slice;
     size_t place;
@@ -64,7 +84,8 @@ static int longest_first(const void *a, const void *b)
     return (size_a < size_b) - (size_a > size_b);
 }
 
-static void lane_begin(struct lane *lane, words state[8], size_t index, const struct job *job)
+/* Word i of the lane's state is state[i * lanes]. */
+static void lane_begin(struct lane *lane, uint32_t *state, size_t lanes, const struct job *job)
 {
     const size_t size = job->slice.size;
     const size_t rest = size % BLOCK;
@@ -79,14 +100,14 @@ static void lane_begin(struct lane *lane, words state[8], size_t index, const st
     lane->tail[rest] = 0x80;
     for (size_t i = 0; i < 8; i++) {
         lane->tail[lane->tail_blocks * BLOCK - 1 - i] = (uint8_t)(bits >> 8 * i);
-        state[i][index] = INITIAL[i];
+        state[i * lanes] = INITIAL[i];
     }
 }
 
-static void lane_digest(const words state[8], size_t index, uint8_t *out)
+static void lane_digest(const uint32_t *state, size_t lanes, uint8_t *out)
 {
     for (size_t i = 0; i < 8; i++) {
-        const uint32_t word = __builtin_bswap32(state[i][index]);
+        const uint32_t word = __builtin_bswap32(state[i * lanes]);
         memcpy(out + 4 * i, &word, 4);
     }
 }
@@ -101,22 +122,20 @@ static void lane_turn(struct lane *lane)
     }
 }
 
-static void run_jobs(enum sha256_kernel kernel, const struct job *jobs, size_t count,
-                     uint8_t *out)
+static void run_jobs(struct kernel kernel, const struct job *jobs, size_t count, uint8_t *out)
 {
-    words state[8];
-    struct lane lanes[LANES];
-    const uint8_t *at[LANES];
+    _Alignas(64) uint32_t state[8 * MAX_LANES] = {0};
+    struct lane lanes[MAX_LANES];
+    const uint8_t *at[MAX_LANES];
     size_t taken = 0;
 
-    memset(state, 0, sizeof state);
     memset(lanes, 0, sizeof lanes);
-    for (size_t i = 0; i < LANES && taken < count; i++)
-        lane_begin(&lanes[i], state, i, &jobs[taken++]);
+    for (size_t i = 0; i < kernel.lanes && taken < count; i++)
+        lane_begin(&lanes[i], state + i, kernel.lanes, &jobs[taken++]);
     for (;;) {
         size_t step = SIZE_MAX;
         const uint8_t *readable = NULL;
-        for (size_t i = 0; i < LANES; i++) {
+        for (size_t i = 0; i < kernel.lanes; i++) {
             lane_turn(&lanes[i]);
             if (lanes[i].blocks != 0 && lanes[i].blocks < step) {
                 step = lanes[i].blocks;
@@ -125,13 +144,10 @@ static void run_jobs(enum sha256_kernel kernel, const struct job *jobs, size_t c
         }
         if (readable == NULL)
             return;
-        for (size_t i = 0; i < LANES; i++) /* an idle lane works on a neighbour's bytes */
+        for (size_t i = 0; i < kernel.lanes; i++) /* an idle lane works on a neighbour's bytes */
             at[i] = lanes[i].blocks != 0 ? lanes[i].at : readable;
-        if (kernel == SHA256_AVX512)
-            compress_avx512(state, at, step);
-        else
-            compress_avx2(state, at, step);
-        for (size_t i = 0; i < LANES; i++) {
+        kernel.compress(state, at, step);
+        for (size_t i = 0; i < kernel.lanes; i++) {
             struct lane *lane = &lanes[i];
             if (lane->blocks == 0)
                 continue;
@@ -139,9 +155,9 @@ static void run_jobs(enum sha256_kernel kernel, const struct job *jobs, size_t c
             lane->blocks -= step;
             if (lane->blocks != 0 || lane->tail_blocks != 0)
                 continue;
-            lane_digest(state, i, out + lane->place * SHA256_SIZE);
+            lane_digest(state + i, kernel.lanes, out + lane->place * SHA256_SIZE);
             if (taken < count)
-                lane_begin(lane, state, i, &jobs[taken++]);
+                lane_begin(lane, state + i, kernel.lanes, &jobs[taken++]);
         }
     }
 }
@@ -156,7 +172,7 @@ bool sha256_lanes_each(enum sha256_kernel kernel, const struct bytes *slices, si
     for (size_t i = 0; i < count; i++)
         jobs[i] = (struct job){slices[i], i};
     qsort(jobs, count, sizeof *jobs, longest_first);
-    run_jobs(kernel, jobs, count, out);
+    run_jobs(kernel_of(kernel), jobs, count, out);
     free(jobs);
     return true;
 }
@@ -164,7 +180,7 @@ bool sha256_lanes_each(enum sha256_kernel kernel, const struct bytes *slices, si
 bool sha256_lanes_can(enum sha256_kernel kernel)
 {
     __builtin_cpu_init();
-    if (kernel == SHA256_AVX512)
+    if (kernel == SHA256_AVX512 || kernel == SHA256_AVX512_WIDE)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx512vl");
     return kernel == SHA256_AVX2 && __builtin_cpu_supports("avx2");
 }

@@ -1,23 +1,26 @@
-/* The compression function of SHA-256 (FIPS 180-4, 6.2.2) on eight lanes, as a template.
+/* The compression function of SHA-256 (FIPS 180-4, 6.2.2) on LANES lanes, as a template.
  *
- * Included by sha256_lanes.c once for each instruction set, with KERNEL, the function's name,
- * and KERNEL_TARGET, the compiler's words for the set.  Word i of lane j is state[i][j].
- * Reads `blocks` times 64 bytes at each of the eight pointers.
+ * Included by sha256_lanes.c once for each kernel, with KERNEL, the function's name,
+ * KERNEL_TARGET, the compiler's words for the instruction set, and LANES, 8 or 16.
+ * Word i of lane j is state[i * LANES + j].  Reads `blocks` times 64 bytes at each pointer.
  */
 
 #define INLINE static inline __attribute__((always_inline, target(KERNEL_TARGET)))
 #define NAME2(a, b) a##_##b
 #define NAME1(a, b) NAME2(a, b)
 #define NAME(part) NAME1(KERNEL, part)
+#define words NAME(vector)
+
+typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t)), may_alias));
 
 INLINE words NAME(rotate)(words x, int n)
 {
     return x >> n | x << (32 - n);
 }
 
-/* Half a block of each lane, words turned to the machine's byte order: out[i] gets word i of
- * all lanes. */
-INLINE void NAME(load)(words *out, const uint8_t *const at[LANES], size_t offset)
+/* Half a block of eight lanes, words turned to the machine's byte order: out[i] gets word i of
+ * all of them. */
+INLINE void NAME(load_eight)(__m256i out[8], const uint8_t *const at[8], size_t offset)
 {
     const __m256i swap = _mm256_broadcastsi128_si256(
         _mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3));
@@ -38,9 +41,26 @@ INLINE void NAME(load)(words *out, const uint8_t *const at[LANES], size_t offset
         row[i + 3] = _mm256_unpackhi_epi64(pair[i + 1], pair[i + 3]);
     }
     for (int i = 0; i < 4; i++) {
-        out[i] = (words)_mm256_permute2x128_si256(row[i], row[i + 4], 0x20);
-        out[i + 4] = (words)_mm256_permute2x128_si256(row[i], row[i + 4], 0x31);
+        out[i] = _mm256_permute2x128_si256(row[i], row[i + 4], 0x20);
+        out[i + 4] = _mm256_permute2x128_si256(row[i], row[i + 4], 0x31);
     }
+}
+
+/* Half a block of each lane, as eight words. */
+INLINE void NAME(load)(words *out, const uint8_t *const at[LANES], size_t offset)
+{
+    __m256i low[8];
+
+    NAME(load_eight)(low, at, offset);
+#if LANES == 16
+    __m256i high[8];
+    NAME(load_eight)(high, at + 8, offset);
+    for (int i = 0; i < 8; i++)
+        out[i] = (words)_mm512_inserti64x4(_mm512_castsi256_si512(low[i]), high[i], 1);
+#else
+    for (int i = 0; i < 8; i++)
+        out[i] = (words)low[i];
+#endif
 }
 
 INLINE words NAME(schedule)(const words w[16], int t)
@@ -66,8 +86,9 @@ INLINE void NAME(round)(words s[8], words w, int t)
 }
 
 __attribute__((target(KERNEL_TARGET))) static void
-KERNEL(words state[8], const uint8_t *const at[LANES], size_t blocks)
+KERNEL(uint32_t *words_of_lanes, const uint8_t *const *at, size_t blocks)
 {
+    words *state = (words *)words_of_lanes;
     words s[8], w[16];
 
     for (int i = 0; i < 8; i++)
@@ -89,6 +110,7 @@ KERNEL(words state[8], const uint8_t *const at[LANES], size_t blocks)
 }
 
 #undef INLINE
+#undef words
 #undef NAME
 #undef NAME1
 #undef NAME2
