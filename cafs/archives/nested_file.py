@@ -46,9 +46,6 @@ class Next(Enum):
 class NestedFile(ABC):
     """Takes one archive."""
 
-    FIRST: int
-    """Bytes of a header that have to be there before anything can be said."""
-
     def __init__(
         self,
         inner: InnerWriter,
@@ -65,7 +62,7 @@ class NestedFile(ABC):
         self._next = Next.HEADER
         self._held = bytearray()
         """Of a header."""
-        self._wanted = self.FIRST
+        self._wanted = self._first()
         """Bytes of it that have to be there before more can be said."""
         self._left = 0
         """Bytes of the member that are to come, if its length is known."""
@@ -124,7 +121,6 @@ class NestedFile(ABC):
             self._wanted = wanted
             return
         self._held.clear()
-        self._wanted = self.FIRST
         if not wanted:
             self._inner.data(held)
             self._next = Next.REST
@@ -134,6 +130,11 @@ class NestedFile(ABC):
             self._next = Next.REST
         else:
             self._follows(held)
+            self._wanted = self._first()
+
+    @abstractmethod
+    def _first(self) -> int:
+        """Bytes of the next header that have to be there before anything can be said of it."""
 
     @abstractmethod
     def _length_of(self, held: bytes) -> int:

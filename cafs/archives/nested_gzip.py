@@ -26,7 +26,8 @@ Guesser = Callable[[Sample, Header], list[Guess]]
 class NestedGzip(NestedFile):
     """Takes one gzip file."""
 
-    FIRST = FIXED_SIZE
+    _trailer = False
+    """Whether a stream was the last that came, so that its trailer is next."""
 
     def __init__(
         self,
@@ -38,8 +39,9 @@ class NestedGzip(NestedFile):
         """As NestedFile."""
         super().__init__(inner, check, streams_max)
         self._of_headers = guesser
-        self._trailer = False
-        """Whether the stream is over, and its trailer comes."""
+
+    def _first(self) -> int:
+        return TRAILER_SIZE if self._trailer else FIXED_SIZE
 
     def _length_of(self, held: bytes) -> int:
         if self._trailer:

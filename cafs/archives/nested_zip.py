@@ -27,8 +27,6 @@ _DESCRIPTOR_MAGIC: Final = b"PK\x07\x08"
 class NestedZip(NestedFile):
     """Takes one zip."""
 
-    FIRST = len(MAGIC)
-
     def __init__(
         self,
         inner: InnerWriter,
@@ -39,6 +37,9 @@ class NestedZip(NestedFile):
         """As NestedFile."""
         super().__init__(inner, check, streams_max)
         self._of_members = guesser
+
+    def _first(self) -> int:
+        return len(MAGIC)
 
     def _length_of(self, held: bytes) -> int:
         if held.startswith(_DESCRIPTOR_MAGIC):
