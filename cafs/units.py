@@ -158,3 +158,8 @@ def three_digits(value: float) -> str:
     if value < 99.95:
         return f"{value:.1f}"
     return f"{value:.0f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 chunk``, ``2,000 chunks``."""
+    return f"{human_count(count)} {noun}{'' if count == 1 else 's'}"

@@ -19,7 +19,7 @@ from cafs.cli.frame import Frame, command, resolve_path, resolve_store, store_ar
 from cafs.cli.output import json_name, note, say, say_json, show_name, table
 from cafs.cli.progress import progress, progress_option
 from cafs.errors import DaemonAbsentError, UsageError, first_foreseen
-from cafs.units import human_count, human_duration, human_size
+from cafs.units import human_count, human_duration, human_size, plural
 
 if TYPE_CHECKING:
     from cafs.operate.candidates import Candidate, Found
@@ -157,12 +157,12 @@ def _order(frame: Frame, store: Path, mode: str, order: dict[str, Any]) -> dict[
 def _say(store: Path, answer: dict[str, Any], *, thaw: bool) -> None:
     if thaw:
         count, size = answer["thawed_count"], human_size(answer["thawed_bytes"])
-        say(f"{store}: {count} archives ({size}) are stored plain again, and stay so")
+        say(f"{store}: {plural(count, 'archive')} ({size}) stored plain again, to stay so")
     else:
         count, size = answer["taken_apart_count"], human_size(answer["taken_apart_bytes"])
         gained = answer["gained_bytes"]
         what = f"{human_size(gained)} saved" if gained >= 0 else f"{human_size(-gained)} more taken"
-        say(f"{store}: {count} archives ({size}) taken apart, {what}")
+        say(f"{store}: {plural(count, 'archive')} ({size}) taken apart, {what}")
         if count:
             say("  compaction gives that space back in time; now: cafs compact")
     for name, text in (
@@ -208,7 +208,8 @@ def _dry_run(frame: Frame, store: Path, inside: str | None, *, used_too: bool, m
     expected = sum(each.expected for each in found.candidates)
     more = "at least " if found.more else ""
     say(
-        f"{store}: {more}{len(found.candidates)} archives ({human_size(total)}) would be tried; "
+        f"{store}: {more}{plural(len(found.candidates), 'archive')} ({human_size(total)}) "
+        "would be tried; "
         f"about {human_size(expected)} may be saved"
     )
     if rows:

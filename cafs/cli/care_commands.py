@@ -25,7 +25,7 @@ from cafs.errors import (
     UsageError,
     first_foreseen,
 )
-from cafs.units import human_size, parse_duration, parse_size
+from cafs.units import human_size, parse_duration, parse_size, plural
 
 if TYPE_CHECKING:
     from cafs.operate.finding import Finding
@@ -171,7 +171,7 @@ def _say_check(
         say(f"... and {total - len(kept)} more")
     if repaired:
         say("repaired: " + ", ".join(f"{kind} {n}" for kind, n in sorted(repaired.items())))
-    seen = ", ".join(f"{n} {kind.removesuffix('_count')}" for kind, n in checked.items())
+    seen = ", ".join(plural(n, kind.removesuffix("s_count")) for kind, n in checked.items())
     if total:
         kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(counted.items()))
         say(f"{path} is not clean: {kinds}")

@@ -28,7 +28,6 @@ from cafs.cli.looking import (
     pairs,
     path_fields,
     place_of,
-    plural,
     size_and_bytes,
     the_store,
     time_text,
@@ -37,7 +36,7 @@ from cafs.cli.looking import (
 from cafs.cli.output import json_name, note, say, say_json, show_name, table
 from cafs.cli.progress import progress_option
 from cafs.errors import MEANINGS, CafsError, ChunkDamagedError, UsageError
-from cafs.units import human_count, human_size
+from cafs.units import human_count, human_size, plural
 
 if TYPE_CHECKING:
     from cafs.operate.look import FileLook, PlacedChunk, Verdict

@@ -22,7 +22,7 @@ from cafs.cli.output import json_name, note, say
 from cafs.cli.progress import progress
 from cafs.errors import CafsError, DaemonAbsentError, DaemonError, UsageError
 from cafs.mount.mountpoint import Mount, canonical, mount_at, mounts_of_cafs
-from cafs.units import human_count, human_duration, human_size
+from cafs.units import human_count, human_duration, human_size, plural
 
 if TYPE_CHECKING:
     from cafs.operate.look import BlobLook, Kind
@@ -190,11 +190,6 @@ def pairs(rows: Sequence[tuple[str, str]]) -> None:
 def size_and_bytes(size: int) -> str:
     """A size for people, and exactly."""
     return human_size(size) if size < 1024 else f"{human_size(size)} ({human_count(size)} bytes)"
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 chunk``, ``2,000 chunks``."""
-    return f"{human_count(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def time_text(time_ns: int) -> str:

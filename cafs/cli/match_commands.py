@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cafs.cli.frame import Frame, command, resolve_store, store_option
-from cafs.cli.looking import late_progress, looking, plural
+from cafs.cli.looking import late_progress, looking
 from cafs.cli.output import json_name, say, say_json, show_name, table
 from cafs.cli.progress import progress_option
-from cafs.units import human_size
+from cafs.units import human_size, plural
 
 if TYPE_CHECKING:
     from cafs.operate.match import AppFile, Matched
