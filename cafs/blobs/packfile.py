@@ -12,8 +12,10 @@ at the same offsets, before the next fdatasync.
 
 A sidecar is written with each sync and made durable when its pack is sealed: syncing it every
 time would double the cost of a commit, and is needed for nothing, because the index has all
-that it says.  After a power loss the sidecar of the youngest pack may be incomplete;
-PackStore.recover() says so, and PackStore.rewrite_sidecar() puts it right from the index.
+that it says.  In between it is made durable each time that many records wait for it: until then
+they stay in memory, for the same reason as the chunks.  After a power loss the sidecar of the
+youngest pack may be incomplete; PackStore.recover() says so, and PackStore.rewrite_sidecar()
+puts it right from the index.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ from cafs.errors import CafsError, DiskFullError
 from cafs.types import Extent
 
 log = logging.getLogger(__name__)
+
+SIDE_KEPT_MAX = 4 << 20
+"""Bytes of a sidecar that may wait in memory to become durable: 65,536 chunks."""
 
 
 class StoredChunk(NamedTuple):
@@ -91,8 +96,11 @@ class PackFile:
         self._pack_fd: int | None = None
         self._lost = False  # a sync failed: what is pending must be written again
         self._side_fd: int | None = None
+        # What of the sidecar is not known to be durable, and where in its file that begins.
         self._side = bytearray(side or fileheader.encode(SIDECAR_MAGIC, header))
+        self._side_start = 0
         self._side_written = len(side)
+        self._side_cut: int | None = None  # its file may have records of chunks from here on
         self._recorded = size  # chunks before this offset are in _side, or never will be
         self._side_lags = False
 
@@ -155,10 +163,10 @@ class PackFile:
             self.synced = min(self.synced, end)
         if self._recorded > end:
             self._recorded = end
-            self._side = sidecar.cut(self._side, end)
-            # Written anew by the next sync.
-            self._side_written = 0
-            self._close_side()
+            least = 0 if self._side_start else HEADER_LENGTH
+            self._side = sidecar.cut(self._side, least, end)
+            self._side_written = min(self._side_written, self._side_start + len(self._side))
+            self._side_cut = end if self._side_cut is None else min(end, self._side_cut)
 
     def sync(self) -> None:
         """Make durable what was appended before the call; seal the pack if it is full.
@@ -180,6 +188,8 @@ class PackFile:
                 del self._pending[: len(pending)]
                 self._unsynced_bytes -= sum(len(entry.chunk.stored) for entry in pending)
                 self.synced = size
+        if complete and (full or len(self._side) > SIDE_KEPT_MAX):
+            self._sync_sidecar()
         if full and complete:
             self._seal()
 
@@ -219,14 +229,12 @@ class PackFile:
         stay in memory, the next sync tries again, and the pack is not sealed before.
         """
         try:
-            if self._side_fd is None:
-                fresh = os.O_TRUNC if not self._side_written else 0
-                flags = os.O_WRONLY | os.O_CREAT | fresh
-                self._side_fd = self._disk.open(self._paths.sidecar, flags)
-                self.names_changed = True
-            tail = bytes(memoryview(self._side)[self._side_written :])
+            fd = self._open_sidecar()
+            if self._side_cut is not None:
+                self._cut_sidecar(fd, self._side_cut)
+            tail = bytes(memoryview(self._side)[self._side_written - self._side_start :])
             if tail:
-                self._disk.pwrite_all(self._side_fd, [tail], self._side_written)
+                self._disk.pwrite_all(fd, [tail], self._side_written)
                 self._side_written += len(tail)
         except DiskFullError as error:
             if not self._side_lags:
@@ -236,17 +244,56 @@ class PackFile:
         self._side_lags = False
         return True
 
-    def _seal(self) -> None:
-        assert self._side_fd is not None
+    def _cut_sidecar(self, fd: int, end: int) -> None:
+        """Take the records of chunks from *end* on away from what the file has."""
+        if self._side_start:
+            # If any of these go, all that was in memory went before.
+            self._side_start = self._side_written = self._durable_records(fd, end)
+        self._disk.truncate(fd, self._side_written)
+        if self._side_start:
+            # Before others take their place: a power loss must not mix the two.
+            self._disk.sync_data(fd)
+        self._side_cut = None
+
+    def _durable_records(self, fd: int, before: int) -> int:
+        """Where in the file the durable records end of chunks that lie before an offset."""
+        length = self._side_start
+        while length > HEADER_LENGTH:
+            start = length - sidecar.RECORD_LENGTH
+            try:
+                record = sidecar.decode_record(
+                    self._disk.pread_exact(fd, sidecar.RECORD_LENGTH, start)
+                )
+            except CafsError:
+                # As good as none: a start that finds it missing has it written anew.
+                record = None
+            if record is not None and record.offset < before:
+                break
+            length = start
+        return length
+
+    def settle_sidecar(self) -> None:
+        """Make the sidecar durable if much of it waits for that; if it cannot be it waits on.
+
+        At a start, when nobody may have done it yet.
+        """
+        if len(self._side) > SIDE_KEPT_MAX:
+            with contextlib.suppress(CafsError):
+                self._sync_sidecar()
+
+    def _sync_sidecar(self) -> None:
         try:
-            self._disk.sync_data(self._side_fd)
+            self._disk.sync_data(self._open_sidecar())
         except CafsError:
             # As with the pack: all of it, not only what was written last.
-            self._side_written = 0
+            self._side_written = self._side_start
             raise
+        self._side_start += len(self._side)
+        self._side = bytearray()
+
+    def _seal(self) -> None:
         self.sealed = True
         self.close()
-        self._side = bytearray()
 
     def replace_sidecar(self, records: Sequence[SidecarRecord]) -> None:
         """Take *records* for what the sidecar should hold; the next sync writes it anew.
@@ -258,8 +305,17 @@ class PackFile:
             if record.offset < self._recorded:
                 fresh += sidecar.encode_record(record)
         self._side = fresh
-        self._side_written = 0
+        self._side_start = self._side_written = 0
+        self._side_cut = None
         self._close_side()
+
+    def _open_sidecar(self) -> int:
+        if self._side_fd is None:
+            fresh = os.O_TRUNC if not self._side_written else 0
+            flags = os.O_RDWR | os.O_CREAT | fresh
+            self._side_fd = self._disk.open(self._paths.sidecar, flags)
+            self.names_changed = True
+        return self._side_fd
 
     def _close_side(self) -> None:
         if self._side_fd is not None:

@@ -78,7 +78,9 @@ def recover(
             side, gap = _take_sidecar(disk, paths.sidecar, sidecars.get(pack, 0), header, committed)
             if gap:
                 problems.append(Problem(pack, gap, sidecar_only=True))
-            unsealed.append(PackFile(disk, paths, header, size=committed, side=side))
+            pack_file = PackFile(disk, paths, header, size=committed, side=side)
+            pack_file.settle_sidecar()
+            unsealed.append(pack_file)
     return Recovered(unsealed, problems)
 
 

@@ -77,10 +77,11 @@ def decode_record(data: bytes) -> SidecarRecord | None:
     return SidecarRecord(sha256, offset, word & STORED_LENGTH_MAX, word >> 24, raw_length, xxh3)
 
 
-def cut(data: bytearray, end: int) -> bytearray:
-    """A sidecar's bytes without the records of chunks that begin at or behind *end*."""
+def cut(data: bytearray, least: int, end: int) -> bytearray:
+    """Records without those of chunks that begin at or behind *end*; the first *least* bytes
+    are something else and stay."""
     length = len(data)
-    while length > HEADER_LENGTH:
+    while length > least:
         record = decode_record(bytes(memoryview(data)[length - RECORD_LENGTH : length]))
         if record is not None and record.offset < end:
             break

@@ -69,6 +69,7 @@ class Tree:
         """Let go of records and listings that are kept decoded."""
         self.inodes.forget()
         self.names.forget()
+        self.xattrs.forget()
 
     def readlink(self, ino: Ino) -> bytes:
         """A symbolic link's target."""

@@ -18,6 +18,8 @@ _BLOCK_HEADER = 32
 _BLOCK_END = 4
 _ENTRY_HEADER = 16
 NAME_MAX = 255
+NONE_MAX = 100_000
+"""Inodes that are known to have no attribute, at about 80 bytes each."""
 
 
 class Xattrs:
@@ -34,9 +36,7 @@ class Xattrs:
             return None
         value = self._overlay.get(layout.XATTRS, layout.xattr_key(ino, name))
         if value is None and not self.names(ino):
-            if len(self._none) > 100_000:
-                self._none.clear()
-            self._none.add(ino)
+            self.is_new(ino)
         return value
 
     def names(self, ino: Ino) -> list[bytes]:
@@ -73,8 +73,19 @@ class Xattrs:
         self._none.discard(ino)
 
     def is_new(self, ino: Ino) -> None:
-        """The inode was just made: it has none."""
+        """The inode was just made, or looked at: it has none."""
+        if len(self._none) >= NONE_MAX:
+            self._none.clear()
         self._none.add(ino)
+
+    @property
+    def known_bare(self) -> int:
+        """Inodes that are known to have none."""
+        return len(self._none)
+
+    def forget(self) -> None:
+        """Let go of what is known without a look."""
+        self._none.clear()
 
 
 def _space(name: bytes, value: bytes) -> int:

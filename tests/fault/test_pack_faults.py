@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from cafs.blobs import packfile
 from cafs.blobs.pack import PackStore, StoredChunk
-from cafs.blobs.sidecar import read_sidecar
+from cafs.blobs.sidecar import RECORD_LENGTH, read_sidecar
 from cafs.durable import Disk
 from cafs.errors import CafsError, DiskError, DiskFullError
 from cafs.types import Extent, PackNo
@@ -126,9 +127,15 @@ def every_fault(
     raise AssertionError("no end of faults")
 
 
+@pytest.mark.parametrize("kept", [packfile.SIDE_KEPT_MAX, RECORD_LENGTH])
 @pytest.mark.parametrize("sticky", [False, True])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
-def test_trying_again_loses_nothing(tmp_path: Path, number: int, sticky: bool) -> None:
+def test_trying_again_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, sticky: bool, kept: int
+) -> None:
+    # Few records in memory: most of a sidecar is made durable before its pack is sealed.
+    monkeypatch.setattr(packfile, "SIDE_KEPT_MAX", kept)
+
     def run(disk: VolatileDisk, directory: Path) -> None:
         work = Work(disk, directory, patient=disk.heal)
         with closing(work.packs):
@@ -181,6 +188,39 @@ def test_the_first_start_after_a_stop_can_fail_at_any_point(tmp_path: Path) -> N
     assert every_fault(tmp_path, errno.EIO, True, run) == len(
         ["pack 3", "its sidecar", "pack 4", "its sidecar", "cut pack 2", "cut its sidecar"]
     )
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_cutting_a_sidecar_can_fail_at_any_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(packfile, "SIDE_KEPT_MAX", RECORD_LENGTH)
+
+    def run(disk: VolatileDisk, directory: Path) -> None:
+        work = Work(disk, directory, patient=disk.heal)
+        with closing(work.packs) as packs:
+            assert packs.recover({}, PackNo(1)) == []
+            for turn in range(3):
+                work._try(
+                    lambda turn=turn: work._append(  # type: ignore[misc]
+                        [stored(200, 10 * turn + n) for n in range(4)]
+                    )
+                )
+                work._try(work._commit)
+                first = work.appended[-3][1]
+                assert packs.cut(first.pack, first.offset, 1) > 0
+                del work.appended[-3:]
+            work._try(lambda: work._append([stored(200, 99)]))
+            packs.roll()
+            work._try(work._commit)
+            # A sidecar that found no room keeps its pack from being sealed, not from commits.
+            work._try(work._commit)
+        disk.power_loss()
+        assert_sidecars(directory, work.durable)
+        records = list(read_sidecar(directory / f"{work.durable[0][1].pack:08x}.side"))
+        assert len(records) == len(work.durable) == 4
+
+    assert every_fault(tmp_path, number, False, run) > 15
 
 
 def test_a_sync_that_failed_is_not_believed_the_second_time(tmp_path: Path) -> None:

@@ -71,6 +71,22 @@ def mapped_kib(pid: int, file: Path) -> int | None:
     return found
 
 
+def anonymous_kib(pid: int) -> int:
+    """What a process has in memory that belongs to no file."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
+
+
+def test_a_writer_at_rest_gives_back_what_a_batch_took(writer: HastyWriter) -> None:
+    writer.write(layer(1, 10))
+    before = anonymous_kib(writer.pid)
+    writer.write(layer(1, 20 * RECORDS))
+    deadline = time.monotonic() + WAIT_S
+    while (more := anonymous_kib(writer.pid) - before) > 10 << 10:
+        assert time.monotonic() < deadline, f"the writer still has {more} KiB of the batch"
+        time.sleep(0.005)
+
+
 def test_a_writer_at_rest_maps_nothing_and_goes_on(writer: HastyWriter, tmp_path: Path) -> None:
     file = tmp_path / "index" / "data.mdb"
     for turn in range(3):

@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,8 +13,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cafs.blobs import packfile
 from cafs.blobs.pack import PackStore, StoredChunk
-from cafs.blobs.sidecar import SidecarRecord, read_sidecar
+from cafs.blobs.sidecar import RECORD_LENGTH, SidecarRecord, read_sidecar
 from cafs.durable import Disk
 from cafs.errors import ChunkDamagedError, DamagedError
 from cafs.types import Extent, PackNo
@@ -455,3 +457,53 @@ def test_appending_syncing_and_reading_at_once(open_packs: Opener) -> None:
     assert len({extent[:2] for extent in extents}) == len(extents) == 480
     assert_intact(packs, chunks, extents)
     assert packs.unsynced_bytes == 0
+
+
+@pytest.mark.parametrize("kept", [packfile.SIDE_KEPT_MAX, 3 * RECORD_LENGTH, 0])
+def test_a_sidecar_is_cut_wherever_it_is(
+    open_packs: Opener, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(packfile, "SIDE_KEPT_MAX", kept)
+    packs = open_packs(size=1 << 20)
+    chunks: list[StoredChunk] = []
+    extents: list[Extent] = []
+    for turn, (added, taken) in enumerate([(4, 1), (3, 6), (5, 0), (1, 1), (2, 6), (6, 2)]):
+        more = [stored(1000 + turn, 100 * turn + n) for n in range(added)]
+        extents += packs.append(more)
+        chunks += more
+        if turn != 3:
+            packs.sync()
+        if taken:
+            end = extents[-taken].offset
+            assert packs.cut(PackNo(1), end, 1) > 0
+            del chunks[-taken:], extents[-taken:]
+        if turn == 4:
+            # Behind a cut a start sees what the last commit had.
+            packs.sync()
+            packs.close()
+            packs = open_packs({PackNo(1): (end, False)}, 2, size=1 << 20)
+        packs.sync()
+        assert_intact(packs, chunks, extents)
+        records = sidecar_records(packs, PackNo(1))
+        assert [record.offset for record in records] == [extent.offset for extent in extents]
+    packs.roll()
+    packs.sync()
+    assert_intact(packs, chunks, extents)
+
+
+def test_few_records_of_a_sidecar_stay_in_memory(
+    open_packs: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packfile, "SIDE_KEPT_MAX", 100 * RECORD_LENGTH)
+    packs = open_packs(size=1 << 20)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for turn in range(40):
+            packs.append([stored(50, turn * 100 + n) for n in range(100)])
+            packs.sync()
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(sidecar_records(packs, PackNo(1))) == 4000
+    assert kept < 1000 * RECORD_LENGTH
