@@ -96,7 +96,8 @@ def _nested(path: Path) -> int:
     count = 0
     with tarfile.open(path, "r|*") as members:
         for member in members:
-            opened = members.extractfile(member)
+            # Links have no content, and one to a member that is past cannot be followed.
+            opened = members.extractfile(member) if member.isreg() else None
             data = b"" if opened is None else opened.read()
             count += data.startswith(gzip_format.MAGIC)
             if not data.startswith(zip_format.MAGIC):
