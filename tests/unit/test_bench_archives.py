@@ -221,9 +221,12 @@ def test_what_is_inside_a_store_is_counted(tmp_path: Path) -> None:
 
     trio.run(fill)
     assert look(tmp_path / "store") == (1, 0, {"gnu-gzip": 1, "nested": 1})
+    link = tarfile.TarInfo("a link")
+    link.type, link.linkname = tarfile.SYMTYPE, "a.jar"
+    linked = link.tobuf()
     blobs = [
         replace(a_blob(tmp_path, "cc-packages/ab", packed.getvalue()), type="packages"),
-        a_blob(tmp_path, "cc-droplets/large", gzipped(tar({"a.jar": packed.getvalue()}))),
+        a_blob(tmp_path, "cc-droplets/large", gzipped(linked + tar({"a.jar": packed.getvalue()}))),
         a_blob(tmp_path, "cc-droplets/small", bytes(100)),
     ]
     assert streams(tmp_path, blobs) == {"gnu-gzip": 1, "zlib": 2, "nested": 1}
