@@ -229,8 +229,13 @@ class Contents:
         """Whether somebody writes on top of a blob: its recipe is not to be exchanged."""
         return any(draft.rests_on(blob) for draft in self._drafts.values())
 
-    async def write(self, ino: Ino, offset: int, data: bytes, *, privileged: bool) -> None:
-        """Write to a file.  Raises DiskFullError and its kin; then nothing was written."""
+    async def write(
+        self, ino: Ino, offset: int, data: bytes, *, privileged: bool, last: bool = False
+    ) -> None:
+        """Write to a file.  Raises DiskFullError and its kin; then nothing was written.
+
+        *last* says that nothing more will be appended before it is settled.
+        """
         self._space.admit(self.pending_bytes + len(data))
         while self.pending_bytes > self._pending_limit:
             await self._crowd.park()
@@ -238,7 +243,7 @@ class Contents:
                 raise self._space.problem
         await self._plain(ino)
         draft = self._draft(ino)
-        if not draft.append_now(offset, data):
+        if not draft.append_now(offset, data, last=last):
             await draft.write(offset, data)
         self._changed(ino, privileged=privileged)
 

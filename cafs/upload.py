@@ -24,9 +24,12 @@ class Upload:
         self.size = 0
         """Bytes so far."""
 
-    async def write(self, data: bytes) -> None:
-        """Append; waits while too much waits to be stored.  Raises DiskFullError and its kin."""
-        await self._store.contents.write(self.ino, self.size, data, privileged=True)
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Append; waits while too much waits to be stored.  Raises DiskFullError and its kin.
+
+        *last* says that finish() comes next: then what is left is cut as the end at once.
+        """
+        await self._store.contents.write(self.ino, self.size, data, privileged=True, last=last)
         self.size += len(data)
 
     async def finish(self) -> None:

@@ -122,8 +122,12 @@ class Draft:
 
     # -- writing -----------------------------------------------------------------------------
 
-    def append_now(self, offset: int, data: bytes) -> bool:
-        """Take *data* without a checkpoint if it simply continues a stream; else say False."""
+    def append_now(self, offset: int, data: bytes, *, last: bool = False) -> bool:
+        """Take *data* without a checkpoint if it simply continues a stream; else say False.
+
+        With *last* it is taken for the end of the content, and if nothing is under way all that
+        waits is stored as one: the rest of a batch would make a trip to a worker of its own.
+        """
         if offset != self.size or self._lock.locked() or not self._in_order:
             return False
         if self._flow is None:
@@ -136,7 +140,10 @@ class Draft:
         self._queued += len(data)
         self.size += len(data)
         self._around.held(len(data))
-        self._feed_on()
+        if last and self._queued <= BATCH_MAX and self._flow.idle and self._broken is None:
+            self._feed(final=True)
+        else:
+            self._feed_on()
         return True
 
     async def write(self, offset: int, data: bytes) -> None:

@@ -24,6 +24,7 @@ import trio
 from starlette.types import ASGIApp, Message, Scope
 
 from cafs.http.connection import Connection
+from cafs.http.known_length import KnownLength, known_length
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Server:
         self._is_ending = is_ending
         self._idle = True
         self._reading = trio.CancelScope()
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
+        self._http = _parser()
         self._read_size = READ_MIN
         self._requests = 0
         self._ends: dict[str, Any] = {}
@@ -99,6 +100,11 @@ class Server:
         finally:
             await self._close()
 
+    @property
+    def is_last(self) -> bool:
+        """Whether no request may follow the one that is being answered."""
+        return self._requests >= REQUESTS_MAX or self._is_ending()
+
     def end_if_idle(self) -> None:
         """The daemon is to end: wait for nothing that has not begun."""
         if self._idle:
@@ -117,8 +123,8 @@ class Server:
         if request is None:
             return False
         self._requests += 1
-        last = self._requests >= REQUESTS_MAX or self._is_ending()
-        exchange = _Exchange(self, http, request.method, last=last)
+        body = known_length(http, request, self._stream)
+        exchange = _Exchange(self, http, request, body)
         try:
             await self._app(self._scope(request), exchange.receive, exchange.send)
         except Exception:
@@ -129,7 +135,7 @@ class Server:
             line = "a defect of cafs; the daemon's log has it"
             await self.write(_error(http, 500, line, request.method))
             return False
-        if http.their_state is h11.SEND_BODY:
+        if body is None and http.their_state is h11.SEND_BODY:
             # Its end has not been looked at, for instance because it has no body at all.
             try:
                 http.next_event()
@@ -139,9 +145,18 @@ class Server:
             # Nobody must take what went out for all of it.
             self._connection.abort()
             return False
-        if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+        if http.our_state is not h11.DONE:
             return False
-        http.start_next_cycle()
+        if body is not None:
+            if not body.ended:
+                return False
+            # The old one still waits for what has passed it by, and has nothing in its buffer
+            # that the body did not begin with.
+            self._http = _parser()
+        elif http.their_state is h11.DONE:
+            http.start_next_cycle()
+        else:
+            return False
         return not self._is_ending()
 
     async def _next_request(self) -> h11.Request | None:
@@ -232,13 +247,17 @@ class Server:
 class _Exchange:
     """One request and its answer, as an ASGI application sees them."""
 
-    def __init__(self, server: Server, http: h11.Connection, method: bytes, *, last: bool) -> None:
+    def __init__(
+        self, server: Server, http: h11.Connection, request: h11.Request, body: KnownLength | None
+    ) -> None:
+        """*body* is that of the request, if it does not come through *http*."""
         self._server = server
         self._http = http
-        self._last = last
+        self._body = body
+        self._last = server.is_last
         self._ended = False
-        self._method = method
-        self._bodiless = method == b"HEAD"
+        self._method = request.method
+        self._bodiless = request.method == b"HEAD"
         self._head = b""
         self.gone = False
         """The client does not hear any more of it."""
@@ -253,6 +272,9 @@ class _Exchange:
             await self._server.write(http.send(answer) or b"")
         pieces: list[bytes] = []
         try:
+            if self._body is not None:
+                pieces.append(await self._body.next())
+                self._ended = self._body.ended
             while not pieces and not self._ended:
                 # All that is here already: its end is mostly known with the last byte.
                 while isinstance(event := http.next_event(), h11.Data):
@@ -303,6 +325,10 @@ class _Exchange:
             if piece and not await self._server.write(piece):
                 self.gone = True
                 return
+
+
+def _parser() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
 
 
 def _check(request: h11.Request) -> None:

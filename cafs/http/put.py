@@ -90,7 +90,7 @@ async def _store(site: Site, request: Request, path: TreePath) -> Response:
             if options.max_upload and incoming.size + len(data) > options.max_upload:
                 return _too_large(options.max_upload)
             if data:
-                await incoming.write(data)
+                await incoming.write(data, last=request.scope["body_ended"])
         await incoming.finish()
         # No checkpoint from here until all of the tree is as it should be.
         changes: list[Change] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -13,10 +14,11 @@ import pytest
 import trio
 
 from cafs import upload
-from cafs.errors import FsError
+from cafs.errors import CafsError, FsError
 from cafs.newstore import create
-from cafs.store import Store
+from cafs.store import Store, open_store
 from cafs.types import ROOT
+from tests.fault.faulty import Fault, FaultyDisk
 from tests.model.storethread import QUIET
 from tests.unit import small_store
 from tests.unit.small_store import PARAMS, assert_sound
@@ -144,3 +146,88 @@ def test_many_at_once_wait_for_room_in_memory(path: Path) -> None:
 
     in_store(path, work)
     assert highest <= OPTIONS.pending_bytes + 8 * (256 << 10)
+
+
+async def put_to_the_end(store: Store, name: bytes, data: bytes, piece: int) -> None:
+    """As put(), and the last piece is said to be the last."""
+    async with upload.begin(store, 0o600, 7, 8) as incoming:
+        for start in range(0, len(data), piece):
+            end = start + piece
+            await incoming.write(data[start:end], last=end >= len(data))
+        await incoming.finish()
+        gone = incoming.place(ROOT, name, None)
+        if gone is not None:
+            store.nameless.forget(gone)
+        await store.commit()
+
+
+async def content(store: Store, name: bytes) -> bytes:
+    ino = store.tree.lookup(ROOT, name)
+    assert ino is not None
+    return await store.contents.read(ino, 0, store.contents.attr(ino).size)
+
+
+def test_who_says_which_piece_is_the_last_gets_the_same_recipe(path: Path) -> None:
+    async def work(store: Store) -> None:
+        for number, size in enumerate((1, 64 << 10, MIB - 1, MIB, MIB + 1, 5 * MIB, 9 * MIB)):
+            data = os.urandom(size)
+            for name in (b"a", b"b"):
+                # A stream that was hashed aside finds its digests later.
+                if name == b"a":
+                    await put_to_the_end(store, b"a%d" % number, data, 200_000)
+                else:
+                    await put(store, b"b%d" % number, data)
+                assert await content(store, b"%b%d" % (name, number)) == data
+            await store.hasher.catch_up()
+            blobs = set()
+            for name in (b"a%d" % number, b"b%d" % number):
+                ino = store.tree.lookup(ROOT, name)
+                assert ino is not None
+                blobs.add(store.tree.inodes.get(ino).blob)
+            assert len(blobs) == 1
+
+    in_store(path, work)
+    assert_sound(path)
+
+
+def test_a_batch_that_ends_with_the_content_makes_one_trip_to_a_worker(path: Path) -> None:
+    async def work(store: Store) -> None:
+        trips = 0
+        submit = store.workers.submit
+
+        def counted(*given: object) -> None:
+            nonlocal trips
+            trips += 1
+            submit(*given)  # type: ignore[arg-type]
+
+        store.workers.submit = counted  # type: ignore[assignment,method-assign]
+        for size in (1, 64 << 10, 100_000, MIB - 1, MIB, MIB + 1):
+            trips = 0
+            await put_to_the_end(store, b"x", os.urandom(size), 1 << 30)
+            assert trips == 1, size
+
+    in_store(path, work)
+
+
+@pytest.mark.parametrize("call", ["pwrite_all", "sync_data"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("size", [40_000, MIB + 70_000, 7 * MIB])
+def test_a_disk_that_fails_once(tmp_path: Path, call: str, at: int, size: int) -> None:
+    """Whatever fails, the upload is there whole or says that it is not; the next one works."""
+    create(tmp_path / "store", PARAMS)
+    disk = FaultyDisk([Fault(at, errno.ENOSPC if call == "pwrite_all" else errno.EIO, call)])
+    first, second = os.urandom(size), os.urandom(size)
+
+    async def main() -> None:
+        async with open_store(tmp_path / "store", OPTIONS, disk=disk) as store:
+            with contextlib.suppress(CafsError):
+                await put_to_the_end(store, b"x", first, 300_000)
+                assert await content(store, b"x") == first
+            disk.heal()
+            store.space.look()
+            await put_to_the_end(store, b"y", second, 300_000)
+            assert await content(store, b"y") == second
+            await store.sync_all()
+
+    trio.run(main)
+    assert_sound(tmp_path / "store")
