@@ -10,7 +10,7 @@ import hashlib
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -181,6 +181,16 @@ class Uploads:
 def descriptors(pid: int) -> int:
     """How many descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def open_files(pids: Iterable[int]) -> list[str]:
+    """What the descriptors of processes lead to; one may be closed while they are looked at."""
+    targets = []
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                targets.append(os.readlink(link))
+    return targets
 
 
 def resident_bytes(pid: int) -> int:

@@ -28,6 +28,7 @@ from cafs.index.layout import AGED_VERSION
 from cafs.store import open_store
 from cafs.types import ROOT, BlobNo
 from tests.fault.smalldisk import wait_until
+from tests.http.faults import open_files
 from tests.http.moduleserver import HANDED_OVER, ModuleServer, receive_all, serving
 from tests.unit import aged_store
 from tests.unit.small_store import OPTIONS
@@ -99,12 +100,12 @@ def served() -> Iterator[Served]:
         server.nginx.stop()
         server.start()
         yield made
-        wait_until("nothing of the cache is open", lambda: not open_files(server), 10)
+        wait_until("nothing of the cache is open", lambda: not of_cache(server), 10)
 
 
-def open_files(server: ModuleServer) -> list[str]:
-    links = [link for pid in server.nginx.workers() for link in Path(f"/proc/{pid}/fd").iterdir()]
-    return [target for link in links if "/cache/" in (target := os.readlink(link))]
+def of_cache(server: ModuleServer) -> list[str]:
+    """What the workers have open of the cache."""
+    return [target for target in open_files(server.nginx.workers()) if "/cache/" in target]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -309,4 +310,4 @@ def test_clients_that_leave_leave_nothing_open(served: Served) -> None:
     for _ in range(10):
         with contextlib.closing(served.server.begin("/cafs/larger")) as gone:
             gone.sock.recv(100)
-    wait_until("nothing is open", lambda: not open_files(served.server), 10)
+    wait_until("nothing is open", lambda: not of_cache(served.server), 10)

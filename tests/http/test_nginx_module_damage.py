@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.smalldisk import wait_until
+from tests.http.faults import open_files
 from tests.http.moduleserver import ModuleServer, receive_all, serving
 from tests.unit.damaged_index import flip
 
@@ -152,7 +153,6 @@ def test_a_slow_reader_and_one_that_leaves_cost_the_others_nothing(server: Modul
     workers = server.nginx.workers()
 
     def packs_open() -> int:
-        links = [link for pid in workers for link in Path(f"/proc/{pid}/fd").iterdir()]
-        return sum(".pack" in str(link.readlink()) for link in links)
+        return sum(".pack" in target for target in open_files(workers))
 
     wait_until("no open pack", lambda: packs_open() == 0, 10)

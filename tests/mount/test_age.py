@@ -124,7 +124,7 @@ def test_orders(mount: Mount) -> None:
     assert order(mount, "--now")["taken_apart_count"] == 0
     mount.unmount()
     assert order(mount, "--path", "/a")["taken_apart_count"] == 1
-    assert "1 archives" in mount.run("age", str(mount.store), "--thaw", "--path", "/")
+    assert "1 archive " in mount.run("age", str(mount.store), "--thaw", "--path", "/")
     assert not findings(mount.store)
 
 
