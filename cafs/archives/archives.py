@@ -19,7 +19,6 @@ from cafs.archive_options import ArchiveOptions
 from cafs.archives.cache import Cache
 from cafs.archives.engine import Engine
 from cafs.archives.engines import Engines
-from cafs.archives.nested import engines_of
 from cafs.archives.proof import Proof
 from cafs.archives.rebuilds import LOOK_S, Rebuilds
 from cafs.archives.segments import Bounds
@@ -34,7 +33,6 @@ from cafs.durable import Disk
 from cafs.errors import CafsError
 from cafs.index import layout
 from cafs.index.counters import Counters
-from cafs.index.layout import BLOB_AGED
 from cafs.types import BlobNo
 from cafs.workers import Workers
 
@@ -68,19 +66,6 @@ class StoreSide(NamedTuple):
     """Makes the store's version one that may hold aged blobs, durably.  Blocks."""
     admit: Callable[[], Awaitable[None]]
     """Waits for room in the overlay.  Raises DiskFullError and its kin on an ill disk."""
-
-
-class Estimate(NamedTuple):
-    """What an aged blob is, and what reading it costs."""
-
-    inner_size: int
-    """Bytes of what is inside it."""
-    engines: tuple[str, ...]
-    """Versions of the engines that make it again."""
-    rebuild_s: float
-    """How long a rebuild takes, by what was measured."""
-    cached: bool
-    """Whether a reader need not wait for one."""
 
 
 class Archives:
@@ -205,21 +190,6 @@ class Archives:
     def thawed(self) -> int:
         """Blobs that were thawed."""
         return self._thaw.done
-
-    def estimate(self, blob: BlobNo) -> Estimate | None:
-        """What it costs to read a blob; None if it is not aged."""
-        record = self._side.blobs.get(blob)
-        if not record.flags & BLOB_AGED:
-            return None
-        inner = self._side.blobs.get(record.mate)
-        numbers = sorted(engines_of(self._side.blobs, blob))
-        records = [self.engines.record(number) for number in numbers]
-        return Estimate(
-            inner.size,
-            tuple(each.version for each in records if each is not None),
-            inner.size / self.raw_rate,
-            self.cache.has(blob),
-        )
 
     def give_way(self) -> int:
         """The disk is full: the cache goes; how many bytes that gives back.  Any thread."""

@@ -8,7 +8,7 @@ Runs in worker threads, one call at a time; blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from cafs.archives import bytecode, gnu_gzip
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
@@ -33,7 +33,7 @@ STREAMS_MAX: Final = 250_000
 """Streams of archives inside it that are made again, each with a part of the recipe of its own."""
 
 Guesser = Callable[[Sample, Header], list[Guess]]
-Nested = Callable[[bytes, InnerWriter, Callable[[int], None], int], NestedFile | None]
+Nested = Callable[[bytes, InnerWriter, Callable[[int], None], int], NestedFile[Any] | None]
 """Makes what takes an archive inside it, if it is one: of its first bytes, where it goes, what is
 told of the bytes that come out of it, and how many streams of it may be made again."""
 
@@ -58,7 +58,7 @@ class GzipPass:
         self._guesser = guesser
         self._bounds = bounds
         self._nested = nested
-        self._inside: NestedFile | None = None
+        self._inside: NestedFile[Any] | None = None
         """The member that passes by, if it is an archive."""
         self._nested_bytes = 0
         """What came out of those that are through."""

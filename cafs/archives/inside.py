@@ -6,7 +6,7 @@ Runs in worker threads, one call at a time; blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from cafs.archives import gnu_gzip, gzip_format, zip_format, zlib_engine
 from cafs.archives.engine import Engine
@@ -48,7 +48,7 @@ class Inside:
 
     def takes(
         self, head: bytes, inner: InnerWriter, check: Callable[[int], None], streams_max: int
-    ) -> NestedFile | None:
+    ) -> NestedFile[Any] | None:
         """What takes a member that begins with *head*; None if it is no archive."""
         if head.startswith(zip_format.MAGIC) and self._zlib:
             return NestedZip(inner, self._of_zip, check, streams_max)

@@ -1,4 +1,4 @@
-"""What engines take in, of an inner blob that has made parts itself: zips inside a tar.
+"""What engines take in, of an inner blob that has made parts itself: archives inside a tar.
 
 Goes through the inner blob once, from its first byte on, and runs the engines of the archives
 inside as it comes to them.  Invariant: as for any rebuild, only verified bytes come out, and

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from cafs.archives import gnu_gzip, zlib_engine
 from cafs.archives.deflated import Guesser, Stream
@@ -32,6 +32,9 @@ STAND_INS: Final = (zlib_engine.KIND, gnu_gzip.KIND)
 """Made parts name an engine by its place in here, from 1 on, until it has a number."""
 
 
+GuesserT = TypeVar("GuesserT")
+
+
 class Next(Enum):
     """What comes next."""
 
@@ -43,20 +46,24 @@ class Next(Enum):
     """Everything up to the end, to be stored as it is."""
 
 
-class NestedFile(ABC):
+class NestedFile(ABC, Generic[GuesserT]):
     """Takes one archive."""
 
     def __init__(
         self,
         inner: InnerWriter,
+        guesser: GuesserT,
         check: Callable[[int], None],
         streams_max: int,
     ) -> None:
-        """*check* is told how many bytes came out of members, and raises if these are too many.
+        """*guesser* knows who may have made a stream; each kind of archive tells it what it can.
+
+        *check* is told how many bytes came out of members, and raises if these are too many.
 
         Behind *streams_max* streams that an engine makes the rest is stored as it lies.
         """
         self._inner = inner
+        self._guesser_of_kind = guesser
         self._check = check
         self._streams_max = streams_max
         self._next = Next.HEADER

@@ -16,29 +16,17 @@ from cafs.archives.gzip_format import (
     header_length,
     read_header,
 )
-from cafs.archives.inner import InnerWriter
 from cafs.archives.nested_file import NestedFile
 from cafs.archives.trial import Guess, Sample
 
 Guesser = Callable[[Sample, Header], list[Guess]]
 
 
-class NestedGzip(NestedFile):
+class NestedGzip(NestedFile[Guesser]):
     """Takes one gzip file."""
 
     _trailer = False
     """Whether a stream was the last that came, so that its trailer is next."""
-
-    def __init__(
-        self,
-        inner: InnerWriter,
-        guesser: Guesser,
-        check: Callable[[int], None],
-        streams_max: int,
-    ) -> None:
-        """As NestedFile."""
-        super().__init__(inner, check, streams_max)
-        self._of_headers = guesser
 
     def _first(self) -> int:
         return TRAILER_SIZE if self._trailer else FIXED_SIZE
@@ -54,4 +42,4 @@ class NestedGzip(NestedFile):
         self._trailer = not self._trailer
         if self._trailer:
             fields = read_header(header)
-            self._begin(lambda sample: self._of_headers(sample, fields))
+            self._begin(lambda sample: self._guesser_of_kind(sample, fields))

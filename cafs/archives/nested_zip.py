@@ -7,11 +7,9 @@ directory comes last.  See :mod:`cafs.archives.nested_file`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Final
 
 from cafs.archives.deflated import Guesser
-from cafs.archives.inner import InnerWriter
 from cafs.archives.nested_file import RATIO_MAX, NestedFile, Next
 from cafs.archives.zip_format import DEFLATED, ENCRYPTED, LOCAL, MAGIC, STREAMED
 from cafs.blobs import recipe
@@ -24,19 +22,8 @@ _DESCRIPTOR: Final = struct.Struct("<4s3L")
 _DESCRIPTOR_MAGIC: Final = b"PK\x07\x08"
 
 
-class NestedZip(NestedFile):
+class NestedZip(NestedFile[Guesser]):
     """Takes one zip."""
-
-    def __init__(
-        self,
-        inner: InnerWriter,
-        guesser: Guesser,
-        check: Callable[[int], None],
-        streams_max: int,
-    ) -> None:
-        """As NestedFile."""
-        super().__init__(inner, check, streams_max)
-        self._of_members = guesser
 
     def _first(self) -> int:
         return len(MAGIC)
@@ -61,9 +48,9 @@ class NestedZip(NestedFile):
         if _ZIP64 in (length, raw_length):
             self._next = Next.REST
         elif deflated and streamed:
-            self._begin(self._of_members)
+            self._begin(self._guesser_of_kind)
         elif deflated and length > LEAST and raw_length <= RATIO_MAX * length:
-            self._begin(self._of_members, length, raw_length)
+            self._begin(self._guesser_of_kind, length, raw_length)
         elif not streamed:
             self._as_it_lies_for(length)
         else:

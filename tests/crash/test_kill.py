@@ -152,14 +152,15 @@ def test_what_lies_beyond_the_last_commit_is_taken_back(mount: Mount) -> None:
         file.write(os.urandom(100_000))
         file.flush()
         os.fsync(file.fileno())
-    for child in children(mount.pid):
+    stopped = children(mount.pid)
+    for child in stopped:
         os.kill(child, signal.SIGSTOP)  # nothing is committed from here on
     try:
         (mount.root / "void").write_bytes(os.urandom(20_000_000))
     finally:
-        for child in children(mount.pid):
+        mount.kill()  # first: it would start others in their place
+        for child in stopped:
             os.kill(child, signal.SIGKILL)
-        mount.kill()
     assert wait_until_free(mount.store, 30)
     mount.start()
     assert os.listdir(mount.root) == ["kept"]
