@@ -6,18 +6,20 @@ daemon is killed.  Only looks, at the newest commit.
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Final, NamedTuple
 
 from bench.archives import corpus
 from bench.archives.corpus import Blob
 from cafs.archives import gzip_format, zip_format
 from cafs.archives.engine_record import EngineRecord
+from cafs.archives.engine_run import DEPTH_MAX
 from cafs.archives.nested_zip import LEAST
 from cafs.blobs import recipe
 from cafs.index import layout
@@ -25,7 +27,8 @@ from cafs.types import BlobNo
 from cafs.view import View
 
 NESTED = "nested"
-"""Stands for gzip files, and members of zips, that lie in a tar, whoever makes them."""
+"""Stands for the streams of archives that lie in others, whoever makes them."""
+_MAGIC: Final = max(len(gzip_format.MAGIC), len(zip_format.MAGIC))
 _LEAST_SIZE = 64 << 10
 """Bytes; smaller archives are left as they are (archives.age_min_size)."""
 
@@ -75,7 +78,7 @@ def _engines(view: View, blob: BlobNo) -> Iterator[int]:
 def streams(root: Path, blobs: list[Blob]) -> dict[str, int]:
     """What might be made again -> how many of it are in *blobs*.
 
-    Gzip files, members of zips, and both again in the tars that the gzip files hold.
+    Gzip files, members of zips, and both again in what the gzip files hold.
     """
     found = {"gnu-gzip": 0, "zlib": 0, NESTED: 0}
     for blob in blobs:
@@ -92,22 +95,33 @@ def streams(root: Path, blobs: list[Blob]) -> dict[str, int]:
 
 
 def _nested(path: Path) -> int:
-    """Gzip files in a tar, and deflated members of its zips that are long enough to count."""
+    """Streams of archives in a tar, and of archives in these."""
     count = 0
     with tarfile.open(path, "r|*") as members:
         for member in members:
             # Links have no content, and one to a member that is past cannot be followed.
             opened = members.extractfile(member) if member.isreg() else None
-            data = b"" if opened is None else opened.read()
-            count += data.startswith(gzip_format.MAGIC)
-            if not data.startswith(zip_format.MAGIC):
-                continue
-            try:
-                inside = zipfile.ZipFile(io.BytesIO(data)).infolist()
-            except zipfile.BadZipFile:
-                continue
-            count += sum(
-                each.compress_type == zipfile.ZIP_DEFLATED and each.compress_size > LEAST
-                for each in inside
-            )
+            if opened is not None:
+                count += _streams_in(opened, 1)
+    return count
+
+
+def _streams_in(file: IO[bytes] | gzip.GzipFile, depth: int) -> int:
+    """Streams of a file that may be an archive, as far as they are taken apart."""
+    head = file.read(_MAGIC)
+    if depth > DEPTH_MAX or not head.startswith((gzip_format.MAGIC, zip_format.MAGIC)):
+        return 0
+    whole = io.BytesIO(head + file.read())
+    if head.startswith(gzip_format.MAGIC):
+        with gzip.open(whole) as inside:
+            return 1 + _streams_in(inside, depth + 1)
+    count = 0
+    try:
+        with zipfile.ZipFile(whole) as opened:
+            for each in opened.infolist():
+                if each.compress_type == zipfile.ZIP_DEFLATED and each.compress_size > LEAST:
+                    with opened.open(each) as inside:
+                        count += 1 + _streams_in(inside, depth + 1)
+    except zipfile.BadZipFile:
+        return 0
     return count

@@ -14,7 +14,7 @@ from cafs.archives import bytecode, gnu_gzip
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
 from cafs.archives.gzip_format import Begin, End, Event, GzipReader, Header, Kept, Raw
 from cafs.archives.inner import InnerWriter
-from cafs.archives.nested_file import NestedFile
+from cafs.archives.nested_file import NestedFile, Takes
 from cafs.archives.segments import Bounds, LeftError, Segment
 from cafs.archives.tar_format import Kind, Stretch, TarSplitter
 from cafs.archives.trial import Guess, Sample
@@ -33,9 +33,6 @@ STREAMS_MAX: Final = 250_000
 """Streams of archives inside it that are made again, each with a part of the recipe of its own."""
 
 Guesser = Callable[[Sample, Header], list[Guess]]
-Nested = Callable[[bytes, InnerWriter, Callable[[int], None], int], NestedFile[Any] | None]
-"""Makes what takes an archive inside it, if it is one: of its first bytes, where it goes, what is
-told of the bytes that come out of it, and how many streams of it may be made again."""
 
 
 class GzipPass:
@@ -47,7 +44,7 @@ class GzipPass:
         outer: InnerWriter,
         guesser: Guesser,
         bounds: Bounds,
-        nested: Nested | None,
+        nested: Takes | None,
     ) -> None:
         """*inner* takes what is inside, *outer* those bytes of the file that nobody makes.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from cafs.blobs import codec, recipe
@@ -98,8 +99,16 @@ class InnerWriter:
         return self._slot()
 
     def fill(self, place: int, parts: list[Part]) -> None:
-        """The parts that belong in a reserved place, which are not of bytes that came in."""
-        self.size += recipe.total_length(parts)
+        """The parts that belong in a reserved place, which are not of bytes that came in.
+
+        What came in behind it lies further behind by so much, and so does what made parts there
+        are made of.
+        """
+        length = recipe.total_length(parts)
+        self.size += length
+        for slot in islice(self._slots, place - self._taken + 1, None):
+            if slot and slot[0].kind == recipe.MADE:
+                slot[:] = [_moved(part, length) for part in slot]
         self._fill(place, parts)
 
     def _end_member(self) -> None:
@@ -203,3 +212,9 @@ class InnerWriter:
             cuts = self._ingest.store([pieces for _, pieces in batch])
             for (slot, _), cut in zip(batch, cuts, strict=True):
                 self._fill(slot, cut.parts)
+
+
+def _moved(part: Part, by: int) -> Part:
+    """A made part of what lies *by* bytes further behind."""
+    how = recipe.made(part)
+    return recipe.made_part(part.length, how._replace(start=how.start + by))

@@ -1,4 +1,4 @@
-"""Which members of one tar are archives themselves, and who makes their streams.
+"""Which files inside an archive are archives themselves, and who makes their streams.
 
 Runs in worker threads, one call at a time; blocks.
 """
@@ -6,10 +6,12 @@ Runs in worker threads, one call at a time; blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from cafs.archives import gnu_gzip, gzip_format, zip_format, zlib_engine
 from cafs.archives.engine import Engine
+from cafs.archives.engine_run import DEPTH_MAX
 from cafs.archives.gzip_format import Header
 from cafs.archives.inner import InnerWriter
 from cafs.archives.nested_file import NestedFile
@@ -36,7 +38,7 @@ class NestedTrials:
 
 
 class Inside:
-    """For one tar."""
+    """For all that is inside one archive."""
 
     def __init__(self, engines: Sequence[Engine], trials: NestedTrials) -> None:
         self._zlib = [each for each in engines if each.kind == zlib_engine.KIND]
@@ -47,13 +49,26 @@ class Inside:
         self._misses = 0
 
     def takes(
-        self, head: bytes, inner: InnerWriter, check: Callable[[int], None], streams_max: int
+        self,
+        head: bytes,
+        inner: InnerWriter,
+        check: Callable[[int], None],
+        streams_max: int,
+        *,
+        depth: int = 1,
     ) -> NestedFile[Any] | None:
-        """What takes a member that begins with *head*; None if it is no archive."""
+        """What takes a file that begins with *head*; None if it is no archive.
+
+        *depth*: 1 for a member of the archive, 2 for a member of that; see cafs.archives.
+        nested_file.Takes.
+        """
+        if depth > DEPTH_MAX:
+            return None
+        within = partial(self.takes, depth=depth + 1)
         if head.startswith(zip_format.MAGIC) and self._zlib:
-            return NestedZip(inner, self._of_zip, check, streams_max)
+            return NestedZip(inner, self._of_zip, check, streams_max, within)
         if head.startswith(gzip_format.MAGIC) and self._misses < MISSES_MAX:
-            return NestedGzip(inner, self._of_gzip, check, streams_max)
+            return NestedGzip(inner, self._of_gzip, check, streams_max, within)
         return None
 
     def _of_zip(self, sample: Sample) -> list[Guess]:

@@ -7,10 +7,24 @@ only a few MiB of them are in memory.  Belongs to the event loop.
 
 from __future__ import annotations
 
-from cafs.archives.rebuild import EngineOf, Rebuild, Source, Stored, recipe_in_pieces
+from collections import deque
+from itertools import islice
+
+import trio
+
+from cafs.archives.engine_run import EngineRun, NestedRuns
+from cafs.archives.rebuild import (
+    PARTS_AT_ONCE,
+    STEP,
+    STREAM_COST,
+    EngineOf,
+    Source,
+    Stored,
+)
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.reader import Reader
+from cafs.blobs.recipe import Part
 from cafs.errors import RebuildError
 from cafs.index.layout import BLOB_NESTED
 from cafs.types import BlobNo
@@ -36,23 +50,30 @@ class Nested:
         self._engine_of = engine_of
         self._workers = workers
         self._background = background
-        self._rebuild: Rebuild | None = None
+        self._parts: deque[Part] = deque()
+        """Those of the recipe that come next: not all of them are in memory ..."""
+        self._looked = 0
+        """... but those before this byte were looked up."""
+        self._passed = 0
+        """Bytes of the first part that are through."""
         self._ready = bytearray()
         """What is made and not read yet."""
         self._at = 0
         """Where it begins."""
+        self._runs = NestedRuns(self._take)
         self._more = True
         """Whether there may be more to make."""
+
+    def _take(self, data: bytes | memoryview) -> None:
+        self._ready += data
 
     async def ready(self, end: int) -> bool:
         """Come a step closer to having all bytes before *end*; whether they are there.
 
         Raises RebuildError and its kin.
         """
-        if self._rebuild is None:
-            self._rebuild = self._begin()
         if self._more and self._at + len(self._ready) < end:
-            self._more = await self._rebuild.step()
+            await self._step()
         return not self._more or self._at + len(self._ready) >= end
 
     async def read(self, start: int, end: int) -> bytes | memoryview:
@@ -69,29 +90,70 @@ class Nested:
         self._at += len(data)
         return data
 
-    def _begin(self) -> Rebuild:
-        def take(data: bytes | memoryview) -> None:
-            self._ready += data
+    async def _step(self) -> None:
+        """Take as many parts as make a step: zips have thousands of short streams."""
+        batch: list[EngineRun | int] = []
+        stored: list[tuple[int, Part]] = []
+        size = cost = 0
+        while cost < STEP and await self._look():
+            part = self._parts[0]
+            if part.kind == recipe.MADE:
+                batch.append(await self._begin())
+                cost += STREAM_COST
+                continue
+            length = min(part.length - self._passed, STEP - cost)
+            # They are read as if the stored parts alone made up a blob.
+            stored.append((size - self._passed, part))
+            batch.append(length)
+            self._passed += length
+            if self._passed == part.length:
+                self._parts.popleft()
+                self._passed = 0
+            size += length
+            cost += length
+        self._more = bool(batch)
+        data = memoryview(await self._reader.read_parts(stored, 0, size) if size else b"")
+        if len(data) != size:
+            raise RebuildError("a part of the recipe is too short")
+        await self._workers.run(lambda: self._work(batch, data))
 
-        async def stored(start: int, end: int) -> bytes | memoryview:
-            return await self._reader.read(self._inner, start, end)
+    def _work(self, batch: list[EngineRun | int], data: memoryview) -> None:
+        """Hand on runs, and so many bytes, in order.  In a worker thread."""
+        at = 0
+        for each in batch:
+            if isinstance(each, EngineRun):
+                self._runs.begin(each)
+            else:
+                self._runs.data(data[at : at + each])
+                at += each
+        if not batch:
+            self._runs.end()
 
-        return Rebuild(
-            (),
-            stored,
-            Stored(stored),
-            self._engine_of,
-            self._workers,
-            take,
-            background=self._background,
-            more=recipe_in_pieces(self._blobs, self._inner),
-            input_follows=True,
-        )
+    async def _look(self) -> bool:
+        """Whether there is a next part; then it is at hand."""
+        if not self._parts:
+            await trio.lowlevel.checkpoint()
+            size = self._blobs.get(self._inner).size
+            found = self._blobs.parts(self._inner, self._looked, size)
+            parts = [part for _, part in islice(found, PARTS_AT_ONCE)]
+            self._looked += recipe.total_length(parts)
+            self._parts.extend(parts)
+        return bool(self._parts)
+
+    async def _begin(self) -> EngineRun:
+        how = recipe.made(self._parts[0])
+        run = EngineRun(how, self._engine_of(how.engine), self._background)
+        while await self._look() and self._parts[0].kind == recipe.MADE:
+            part = self._parts[0]
+            if not run.add(part.length, recipe.made(part)):
+                break
+            self._parts.popleft()
+        return run
 
     async def close(self) -> None:
-        """Let go of the engines."""
-        if self._rebuild is not None:
-            await self._rebuild.close()
+        """Let go of the engines, whose processes may take a moment to end."""
+        self._parts.clear()
+        await self._workers.run(self._runs.close)
 
 
 def source_of(

@@ -1,9 +1,10 @@
-"""An archive that is a member of a tar, as it passes by: its content goes into the inner blob.
+"""An archive inside another, as it passes by: its content goes into the inner blob.
 
 A pass over a tar cannot go back, nor forth, so streams are found by the headers in front of them,
 and what is not understood is stored as it lies from there to the end.  In the inner blob stand,
 for each stream that an engine makes, its made parts and right behind them what the engine takes
-in.  Invariant: without the latter, the bytes are those of the archive, in order.
+in; that may have made parts in turn, for an archive that is a member of the archive.  Invariant:
+without what engines take in, the bytes are those of the archive, in order.
 Runs in worker threads, one call at a time; blocks.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from cafs.archives import gnu_gzip, zlib_engine
 from cafs.archives.deflated import Guesser, Stream
@@ -55,17 +56,21 @@ class NestedFile(ABC, Generic[GuesserT]):
         guesser: GuesserT,
         check: Callable[[int], None],
         streams_max: int,
+        takes: Takes,
     ) -> None:
         """*guesser* knows who may have made a stream; each kind of archive tells it what it can.
 
         *check* is told how many bytes came out of members, and raises if these are too many.
 
         Behind *streams_max* streams that an engine makes the rest is stored as it lies.
+
+        *takes* is for those of its members that are archives.
         """
         self._inner = inner
         self._guesser_of_kind = guesser
         self._check = check
         self._streams_max = streams_max
+        self._takes = takes
         self._next = Next.HEADER
         self._held = bytearray()
         """Of a header."""
@@ -82,10 +87,12 @@ class NestedFile(ABC, Generic[GuesserT]):
         """Bytes that came out of the member ..."""
         self._member_max = 0
         """... and that may, if its length is known."""
+        self._inside: NestedFile[Any] | None = None
+        """What takes the bytes that come out of the member, if it is an archive."""
         self.raw_bytes = 0
-        """Bytes that came out of members."""
+        """Bytes that came out of members, and out of those of members."""
         self.streams = 0
-        """Members that an engine makes."""
+        """Members that an engine makes, and theirs."""
 
     def push(self, data: bytes | memoryview) -> None:
         """The next bytes of the archive.  Raises LeftError, DiskFullError and its kin."""
@@ -204,21 +211,34 @@ class NestedFile(ABC, Generic[GuesserT]):
         if self._place < 0:
             self._place = self._inner.reserve()
             self._place_at = self._inner.size
-        self.raw_bytes += len(data)
+            most = self._streams_max - self.streams - 1
+            self._inside = self._takes(data, self._inner, self._check_member, most)
         self._member_raw += len(data)
-        self._check(self.raw_bytes)
-        assert self._member is not None
-        most = RATIO_MAX * self._member.seen
-        if self._known_length:
-            most = min(self._member_max, most + _SLACK)
+        self.raw_bytes += len(data)
+        if self._known_length and self._member_raw > self._member_max:
+            raise LeftError("a member that holds more than it says")
+        if self._inside is None:
+            self._check_member(0)
+            self._inner.data(data)
         else:
-            most += _SLACK_STREAMED
-        if self._member_raw > most:
+            self._check_member(self._inside.raw_bytes)
+            self._inside.push(data)
+
+    def _check_member(self, deeper: int) -> None:
+        """Whether all is not too much, with *deeper* bytes out of members of the member."""
+        self._check(self.raw_bytes + deeper)
+        assert self._member is not None
+        slack = _SLACK if self._known_length else _SLACK_STREAMED
+        if self._member_raw + deeper > RATIO_MAX * self._member.seen + slack:
             raise LeftError("a member that holds more than it should")
-        self._inner.data(data)
 
     def made(self, stream: Stream) -> None:
         """An engine makes the member."""
+        if self._inside is not None:
+            inside, self._inside = self._inside, None
+            inside.end()
+            self.raw_bytes += inside.raw_bytes
+            self.streams += inside.streams
         # What an engine takes in is whole parts.
         self._inner.border()
         length = sum(length for length, _ in stream.pieces)
@@ -231,6 +251,11 @@ class NestedFile(ABC, Generic[GuesserT]):
     def plain(self, data: bytes, *, final: bool) -> None:
         """Bytes of a member that is stored as it lies."""
         self._inner.data(data, final=final)
+
+
+Takes = Callable[[bytes, InnerWriter, Callable[[int], None], int], NestedFile[Any] | None]
+"""Makes what takes a file inside an archive, if it is one itself: of its first bytes, where it
+goes, what is told of the bytes that come out of it, and how many streams of it may be made."""
 
 
 def _nobody(_sample: Sample) -> list[Guess]:

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cafs.archives.engine_run import EngineRun, NestedRuns
 from cafs.archives.engines import Engines
-from cafs.archives.rebuild import Stream
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.recipe import Part
@@ -60,18 +60,32 @@ class Offline:
         source: _Source = plain
         if inner.flags & BLOB_NESTED:
             inside = self._blobs.parts_of(record.mate, inner, 0, inner.size)
-            source = _Onward(self._run(deque(inside), plain, input_follows=True)).read
-        yield from self._run(deque(parts), source, input_follows=False)
-
-    def _run(
-        self, left: deque[tuple[int, Part]], source: _Source, *, input_follows: bool
-    ) -> Iterator[bytes]:
-        """The bytes of a recipe, as cafs.archives.rebuild.Rebuild hands them on."""
+            source = _Onward(self._inside(deque(part for _, part in inside))).read
+        left = deque(part for _, part in parts)
         while left:
-            if left[0][1].kind == recipe.MADE:
-                yield from self._made(left, source, input_follows)
+            if left[0].kind == recipe.MADE:
+                yield from self._made(left, source)
             else:
-                yield from self.stored(left.popleft()[1])
+                yield from self.stored(left.popleft())
+
+    def _inside(self, left: deque[Part]) -> Iterator[bytes]:
+        """What engines take in, of a nested inner blob: as cafs.archives.nested.Nested."""
+        done: list[bytes] = []
+        runs = NestedRuns(lambda data: done.append(bytes(data)))
+        try:
+            while left:
+                if left[0].kind == recipe.MADE:
+                    runs.begin(self._begin(left))
+                else:
+                    for piece in self.stored(left.popleft()):
+                        runs.data(piece)
+                        yield from done
+                        done.clear()
+                yield from done
+                done.clear()
+            runs.end()
+        finally:
+            runs.close()
 
     def range(self, number: BlobNo, start: int, end: int) -> Iterator[bytes]:
         """Bytes [start, end) of a blob that was not taken apart."""
@@ -110,45 +124,34 @@ class Offline:
             self._kept[number] = data
         return data
 
-    def _made(
-        self, left: deque[tuple[int, Part]], source: _Source, input_follows: bool
-    ) -> Iterator[bytes]:
-        """The bytes of the made parts that one run of an engine gives."""
-        how = recipe.made(left[0][1])
-        if how.position:
-            raise RebuildError("the recipe begins in the middle of a stream")
-        stream = Stream(how, self._ready().rebuilder(how.engine), background=True)
-        while left and left[0][1].kind == recipe.MADE:
-            if not stream.add(left[0][1].length, recipe.made(left[0][1])):
-                break
+    def _begin(self, left: deque[Part]) -> EngineRun:
+        """The next run of an engine, with all its parts."""
+        how = recipe.made(left[0])
+        run = EngineRun(how, self._ready().rebuilder(how.engine), background=True)
+        while (
+            left and left[0].kind == recipe.MADE and run.add(left[0].length, recipe.made(left[0]))
+        ):
             left.popleft()
-        end = how.start + how.raw_length
-        behind = end
-        while input_follows and left and left[0][0] < end:
-            begin, part = left.popleft()
-            behind = begin + part.length
+        return run
+
+    def _made(self, left: deque[Part], source: _Source) -> Iterator[bytes]:
+        """The bytes of the made parts that one run of an engine gives."""
+        run = self._begin(left)
         done: list[bytes] = []
 
         def sink(data: bytes | memoryview) -> None:
             done.append(bytes(data))
 
-        given = 0
+        start, length = run.how.start, run.how.raw_length
         try:
-            for piece in source(how.start, end):
-                given += len(piece)
-                stream.work(piece, given == how.raw_length, sink)
+            for piece in source(start, start + length) if length else (b"",):
+                run.work(piece, sink)
                 yield from done
                 done.clear()
-            if not how.raw_length:
-                stream.work(b"", True, sink)
-                yield from done
-            if given != how.raw_length:
+            if not run.over:
                 raise RebuildError("the inner blob is too short")
         finally:
-            stream.close()
-        # The last part that was passed over may have more than the stream needs.
-        if behind > end:
-            yield from source(end, behind)
+            run.close()
 
     def _ready(self) -> Engines:
         if self._engines is None:

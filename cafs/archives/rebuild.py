@@ -13,12 +13,12 @@ from itertools import islice
 from typing import Final, Protocol
 
 import trio
-import xxhash
 
-from cafs.archives.engine import FEED_SIZE, Compressor, Engine
+from cafs.archives.engine import FEED_SIZE, Engine
+from cafs.archives.engine_run import EngineRun, Sink
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
-from cafs.blobs.recipe import Made, Part
+from cafs.blobs.recipe import Part
 from cafs.errors import RebuildError
 from cafs.types import BlobNo
 from cafs.workers import Workers
@@ -62,26 +62,8 @@ class Stored:
         """Nothing more is read."""
 
 
-Sink = Callable[[bytes | memoryview], None]
-"""Takes the next bytes, in a worker thread.  What it raises ends the rebuild."""
 EngineOf = Callable[[int], Engine]
 """The engine of a number in made parts.  Raises EngineError."""
-More = Callable[[], Awaitable[Sequence[Part]]]
-"""The next parts of a recipe, in order; none at its end."""
-
-
-def recipe_in_pieces(blobs: Blobs, blob: BlobNo) -> More:
-    """The parts of a blob that keeps its recipe meanwhile, some at a time."""
-    at, size = 0, blobs.get(blob).size
-
-    async def more() -> list[Part]:
-        nonlocal at
-        await trio.lowlevel.checkpoint()
-        parts = [part for _, part in islice(blobs.parts(blob, at, size), PARTS_AT_ONCE)]
-        at += recipe.total_length(parts)
-        return parts
-
-    return more
 
 
 async def recipe_of(blobs: Blobs, blob: BlobNo) -> list[Part]:
@@ -102,60 +84,6 @@ async def recipe_of(blobs: Blobs, blob: BlobNo) -> list[Part]:
     return parts
 
 
-class Stream:
-    """The made parts that come from one run of an engine."""
-
-    def __init__(self, how: Made, engine: Engine, background: bool) -> None:
-        self.how = how
-        self._engine = engine
-        self._background = background
-        self.parts: deque[tuple[int, int]] = deque()
-        """Length and check of each that is still to come."""
-        self.length = 0
-        self.fed = 0
-        self._out = bytearray()
-        self._compressor: Compressor | None = None
-
-    def add(self, length: int, how: Made) -> bool:
-        """One more part, if it is of this stream and the next."""
-        if how != self.how._replace(check=how.check, position=self.length):
-            return False
-        self.parts.append((length, how.check))
-        self.length += length
-        return True
-
-    def work(self, data: bytes | memoryview, last: bool, sink: Sink) -> None:
-        """Feed the next raw bytes, hand on what is whole and right.  In a worker thread."""
-        if self._compressor is None:
-            self._compressor = self._engine.compressor(self.how.params, background=self._background)
-        view = memoryview(data)
-        for start in range(0, len(view), FEED_SIZE):
-            self._take(self._compressor.feed(view[start : start + FEED_SIZE]), sink)
-        if last:
-            self._take(self._compressor.finish(), sink)
-            self.close()
-            if self._out or self.parts:
-                raise RebuildError("the engine made a stream of another length")
-
-    def _take(self, made: bytes, sink: Sink) -> None:
-        self._out += made
-        while self.parts and len(self._out) >= self.parts[0][0]:
-            length, check = self.parts.popleft()
-            piece = bytes(memoryview(self._out)[:length])
-            del self._out[:length]
-            if xxhash.xxh3_64_intdigest(piece) != check:
-                raise RebuildError("the engine made other bytes than it once did")
-            sink(piece)
-        if not self.parts and self._out:
-            raise RebuildError("the engine made a stream of another length")
-
-    def close(self) -> None:
-        """Let go of the engine."""
-        if self._compressor is not None:
-            self._compressor.close()
-            self._compressor = None
-
-
 class Rebuild:
     """One run over all parts.  Belongs to the event loop."""
 
@@ -169,27 +97,21 @@ class Rebuild:
         sink: Sink,
         *,
         background: bool,
-        more: More | None = None,
-        input_follows: bool = False,
     ) -> None:
-        """*more* gives the parts behind *parts*, so that not all of them are in memory.
+        """*outer* is asked for those bytes of the blob that no engine makes.
 
-        *outer* is asked for those bytes of the blob that no engine makes.
-
-        *inner* has what engines take in, and is closed with this; *input_follows*: that lies
-        right behind each stream in the recipe itself, and is no part of what is handed on.
+        *inner* has what engines take in, and is closed with this.  The *sink* is told of the
+        bytes in a worker thread.
         """
         self._parts = deque(parts)
-        self._more = more
         self._outer = outer
         self._inner = inner
         self._engine_of = engine_of
         self._workers = workers
         self._sink = sink
         self._background = background
-        self._input_follows = input_follows
-        self._stream: Stream | None = None
-        self._batch: list[bytes | memoryview | Stream] = []
+        self._stream: EngineRun | None = None
+        self._batch: list[bytes | memoryview | EngineRun] = []
         """Of the recipe, what waits for what engines take in."""
         self._at = 0
         """First byte of the next part."""
@@ -204,42 +126,31 @@ class Rebuild:
             await self._advance(self._stream)
         elif self._batch:
             await self._work()
-        elif await self._look():
+        elif self._parts:
             await self._next()
-        waits = self._stream is not None or bool(self._batch)
-        return waits or bool(self._parts) or self._more is not None
+        return self._stream is not None or bool(self._batch) or bool(self._parts)
 
-    async def _look(self) -> bool:
-        """Whether there is a next part; then it is at hand."""
-        if not self._parts and self._more is not None:
-            self._parts.extend(await self._more())
-            if not self._parts:
-                self._more = None
-        return bool(self._parts)
-
-    async def _advance(self, stream: Stream) -> None:
+    async def _advance(self, stream: EngineRun) -> None:
         """Feed a stream that is too long for one step."""
         how = stream.how
         low, high = stream.fed, min(stream.fed + STEP, how.raw_length)
         if not await self._inner.ready(how.start + high):
             return
         data = await self._raw(how.start + low, how.start + high)
-        last = high == how.raw_length
-        await self._workers.run(lambda: stream.work(data, last, self._sink))
-        stream.fed = high
-        if last:
+        await self._workers.run(lambda: stream.work(data, self._sink))
+        if stream.over:
             self._stream = None
 
     async def _next(self) -> None:
         """Take as many parts as make a step: zips have thousands of short streams."""
         size = 0
-        while size < STEP and await self._look():
+        while size < STEP and self._parts:
             part = self._parts[0]
             if part.kind == recipe.MADE:
                 raw_length = recipe.made(part).raw_length
                 if raw_length > STEP and self._batch:
                     break
-                stream = await self._begin()
+                stream = self._begin()
                 if raw_length > STEP:
                     self._stream = stream
                     await self._advance(stream)
@@ -247,7 +158,7 @@ class Rebuild:
                 self._batch.append(stream)
                 size += raw_length + STREAM_COST
             else:
-                length = await self._stretch(STEP - size)
+                length = self._stretch(STEP - size)
                 self._batch.append(await self._given(self._at - length, self._at))
                 size += length
         await self._work()
@@ -255,14 +166,14 @@ class Rebuild:
     async def _work(self) -> None:
         """Hand on the batch, if what engines take in for it is there."""
         batch = self._batch
-        streams = [each for each in batch if isinstance(each, Stream)]
+        streams = [each for each in batch if isinstance(each, EngineRun)]
         # Streams that follow each other in the archive mostly do so in the inner blob.
         low = min((each.how.start for each in streams), default=0)
         high = max((each.how.start + each.how.raw_length for each in streams), default=0)
         if streams and not await self._inner.ready(high):
             return
         raw: list[bytes | memoryview]
-        if high - low <= 2 * STEP and not self._input_follows:
+        if high - low <= 2 * STEP:
             all_of_it = memoryview(await self._raw(low, high))
             places = [each.how.start - low for each in streams]
             raw = [
@@ -278,9 +189,9 @@ class Rebuild:
         def work() -> None:
             data = iter(raw)
             for each in batch:
-                if isinstance(each, Stream):
+                if isinstance(each, EngineRun):
                     try:
-                        each.work(next(data), True, self._sink)
+                        each.work(next(data), self._sink)
                     finally:
                         each.close()
                 else:
@@ -302,10 +213,10 @@ class Rebuild:
             raise RebuildError("a part of the recipe is too short")
         return data
 
-    async def _stretch(self, most: int) -> int:
+    def _stretch(self, most: int) -> int:
         """Pass by up to *most* bytes that no engine makes; how many they were."""
         length = 0
-        while length < most and await self._look() and self._parts[0].kind != recipe.MADE:
+        while length < most and self._parts and self._parts[0].kind != recipe.MADE:
             part = self._parts.popleft()
             if length + part.length > most:
                 # Only its length is of interest here.
@@ -316,21 +227,15 @@ class Rebuild:
         self._at += length
         return length
 
-    async def _begin(self) -> Stream:
+    def _begin(self) -> EngineRun:
         how = recipe.made(self._parts[0])
-        if how.position:
-            raise RebuildError("the recipe begins in the middle of a stream")
-        stream = Stream(how, self._engine_of(how.engine), self._background)
-        while await self._look() and self._parts[0].kind == recipe.MADE:
+        stream = EngineRun(how, self._engine_of(how.engine), self._background)
+        while self._parts and self._parts[0].kind == recipe.MADE:
             part = self._parts[0]
             if not stream.add(part.length, recipe.made(part)):
                 break
             self._at += part.length
             self._parts.popleft()
-        if self._input_follows and (
-            how.start != self._at or await self._stretch(how.raw_length) != how.raw_length
-        ):
-            raise RebuildError("a stream inside is not followed by what it is made of")
         return stream
 
     async def close(self) -> None:
@@ -338,7 +243,6 @@ class Rebuild:
         stream, self._stream = self._stream, None
         self._batch = []
         self._parts.clear()
-        self._more = None
         try:
             if stream is not None:
                 await self._workers.run(stream.close)

@@ -13,7 +13,6 @@ import trio
 from cafs.archive_options import ArchiveOptions
 from cafs.archives import gzip_pass
 from cafs.archives.engine import Engine
-from cafs.archives.inner import InnerWriter
 from cafs.archives.nested import Nested
 from cafs.archives.rebuild import STEP, STREAM_COST
 from cafs.archives.zlib_engine import ZlibCompressor
@@ -224,25 +223,6 @@ def test_what_a_stream_is_made_of_is_whole_parts_right_behind_it(tmp_path: Path)
     assert not findings(tmp_path / "store")
 
 
-def test_a_part_that_reaches_beyond_a_stream_s_input_is_read_to_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(InnerWriter, "border", lambda writer: writer.data(b"", final=True))
-    few = b"".join(member(TEXT[at : at + 40], streamed=True) for at in range(0, 4_000, 100))
-    archive = gzipped(tar({"a.jar": few, "b.jar": member(LONG)}))
-
-    async def main() -> None:
-        async with opened(tmp_path / "store") as store:
-            ino = await put(store, b"cache", archive)
-            await age(store, ino)
-            assert await content(store, ino) == archive
-            blob = blob_of(store, ino)
-        with View(tmp_path / "store") as view:
-            assert b"".join(view.content(blob)) == archive
-
-    trio.run(main)
-
-
 def nested_archive() -> bytes:
     jar = b"".join(member(TEXT[at : at + 30_000]) for at in range(0, 900_000, 30_000))
     return gzipped(tar({"a.jar": jar + member(LONG), **FILES, "late.jar": damaged()}))
@@ -378,9 +358,8 @@ def test_a_step_is_short_and_little_waits_in_memory(
         before = len(fed)
         there = await ready(source, end)
         in_step.append(len(fed) - before)
-        assert source._rebuild is not None
         assert len(source._ready) <= 4 * STEP
-        assert len(source._rebuild._parts) <= 2048
+        assert len(source._parts) <= 2048
         return there
 
     async def main() -> None:

@@ -291,8 +291,124 @@ def test_odd_archives_inside_come_back_as_they_were(tmp_path: Path, name: str) -
     assert not findings(tmp_path / "store")
 
 
+AROUND: dict[str, Callable[[bytes], bytes]] = {
+    "zip": lambda odd: zipped(
+        {"a.py": LIBRARY["json/decoder.py"], "odd": odd, "z.txt": b"z" * 900}
+    ),
+    "streamed zip": lambda odd: zipped({"odd": odd, "z": b"z" * 900}, stream=Unseekable()),
+    "gzip": lambda odd: python_gzip(odd, 6),
+    "program": gzipped,
+}
+
+
+@pytest.mark.parametrize("around", list(AROUND))
+def test_odd_archives_two_deep_come_back_as_they_were(tmp_path: Path, around: str) -> None:
+    """Each in an archive of its own: what one of them costs is not the others' loss."""
+    archives = {}
+    for name, make in ODD.items():
+        archives[name] = gzipped(tar({"a": b"first", "b": AROUND[around](make()), "c": make()}))
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            for name, archive in archives.items():
+                ino = await put(store, name.encode(), archive)
+                outcome = await age(store, ino)
+                assert outcome.done, outcome.reason
+                assert await content(store, ino) == archive, name
+                deepest = depth(store, inner_of(store, ino))
+                if name in MADE:
+                    assert deepest == 2, name
+                assert deepest <= 2
+                await store.archives.prove(blob_of(store, ino))
+            await store.commit()
+            assert not store.chunks._pins and not store.blobs.aged._held
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+    with View(tmp_path / "store") as view:
+        for name, archive in archives.items():
+            blob = attr_of(view, resolve(view, name.encode()).ino).blob
+            assert b"".join(view.content(blob)) == archive, name
+
+
+def depth(store: Store, blob: BlobNo) -> int:
+    """How many streams of a nested blob are inside each other."""
+    parts = store.blobs.parts(blob, 0, store.blobs.get(blob).size)
+    return unfolded([part for _, part in parts])[1]
+
+
+def unfolded(parts: list[recipe.Part]) -> tuple[int, int]:
+    """How many bytes a nested recipe hands on, and how many streams are inside each other.
+
+    All is where it belongs: what an engine takes in is whole parts right behind it.
+    """
+    wanted: list[int] = []
+    handed_on = deepest = at = 0
+
+    def count(length: int) -> None:
+        nonlocal handed_on
+        if wanted:
+            wanted[-1] -= length
+            assert wanted[-1] >= 0
+        else:
+            handed_on += length
+
+    for index, part in enumerate(parts):
+        while wanted and not wanted[-1]:
+            wanted.pop()
+        # A stream counts for what is around it; what it is made of comes behind that.
+        count(part.length)
+        at += part.length
+        following = parts[index + 1] if index + 1 < len(parts) else None
+        if part.kind != recipe.MADE:
+            continue
+        how = recipe.made(part)
+        goes_on = following is not None and following.kind == recipe.MADE
+        if following is None or not goes_on or not recipe.made(following).position:
+            assert how.start == at
+            wanted.append(how.raw_length)
+            deepest = max(deepest, len(wanted))
+    assert not any(wanted)
+    return handed_on, deepest
+
+
+def test_three_deep_is_left_as_it_lies(tmp_path: Path) -> None:
+    innermost = zipped(SMALL)
+    archive = gzipped(tar({"a": zipped({"b": python_gzip(python_gzip(innermost, 1), 6)})}))
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"cache", archive)
+            await age(store, ino)
+            assert depth(store, inner_of(store, ino)) == 2
+            assert await content(store, ino) == archive
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
+def test_data_packed_in_a_wheel_meets_what_was_installed_of_it(tmp_path: Path) -> None:
+    """A droplet has botocore's files as they are; pip's cache has them in a wheel."""
+    packed = {f"data/{n}.json.gz": python_gzip(json_like(n, 150_000)) for n in range(8)}
+    droplet = gzipped(tar(packed | {"app.py": b"print()\n" * 40}))
+    cache = gzipped(tar({"http/a.body": zipped(packed), "http/a": b"head"}))
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            one, two = await put(store, b"droplet", droplet), await put(store, b"cache", cache)
+            await age(store, one)
+            outcome = await age(store, two)
+            assert outcome.added_bytes < len(cache) / 20
+            assert made_in(store, inner_of(store, two)) == 16
+            assert await content(store, one) == droplet
+            assert await content(store, two, 70_001) == cache
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
 def test_a_pass_gives_the_zip_back_however_it_is_cut(tmp_path: Path) -> None:
-    zips = [make() for make in ODD.values()]
+    zips = [around(make()) for make in ODD.values() for around in (bytes, AROUND["zip"])]
 
     async def main() -> None:
         async with opened(tmp_path / "store") as store:
@@ -329,25 +445,6 @@ def one(store: Store, inside: Inside, whole: bytes, cuts: int) -> None:
         writer.abandon()
         assert not store.chunks._pins
         return
-    length, hidden = 0, 0
-    for part in parts:
-        if hidden:
-            hidden -= part.length
-            assert hidden >= 0 and part.kind != recipe.MADE
-            continue
-        length += part.length
-        if part.kind == recipe.MADE:
-            how = recipe.made(part)
-            hidden = how.raw_length if ends(parts, part) else 0
-    assert length == len(whole)
+    assert unfolded(parts)[0] == len(whole)
     store.chunks.unpin(recipe.chunk_refs(parts))
     assert not store.chunks._pins
-
-
-def ends(parts: list[recipe.Part], part: recipe.Part) -> bool:
-    """Whether a made part is the last one of its stream."""
-    at = next(index for index, each in enumerate(parts) if each is part)
-    following = parts[at + 1] if at + 1 < len(parts) else None
-    if following is None or following.kind != recipe.MADE:
-        return True
-    return recipe.made(following).position == 0
