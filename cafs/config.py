@@ -103,7 +103,10 @@ class MountOptions:
         2, 1, 16, "Threads that cut, hash and compress what is written."
     )
     overlay_limit: int = count_setting(
-        200_000, 1000, 10_000_000, "Index changes that may wait for a commit; then writers wait."
+        200_000,
+        1000,
+        10_000_000,
+        "Index changes that may wait for a commit: at a quarter one begins, then writers wait.",
     )
     pending_bytes: int = size_setting(
         64 * _MIB, 8 * _MIB, 4 * _GIB, "Written bytes that may wait for ingest; then writers wait."

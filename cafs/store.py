@@ -66,6 +66,8 @@ LAST_COMMIT_S = 30.0
 """How long a killed daemon's last commit may take."""
 OVERLAY_LIMIT_FULL = 400
 """Index changes that may wait for a commit on a full disk."""
+EARLY = 4
+"""A commit begins when so large a part of what may wait for it does."""
 AUDIT_BUDGET_S = 0.4
 """Time at each start for looking at the index's pages, those near the roots first."""
 WORTH = 128 << 10
@@ -245,7 +247,12 @@ class Store:
             raise problem
 
     async def make_room(self) -> None:
-        """Wait while more changes are pending than the overlay may hold."""
+        """Wait while more changes are pending than the overlay may hold.
+
+        A commit begins long before that: what is pending is in memory.
+        """
+        if self.overlay.pending > self.overlay_limit // EARLY and not self.overlay.frozen:
+            self.committer.urge()
         while self.overlay.pending > self.overlay_limit:
             await self.commit()
 

@@ -39,8 +39,7 @@ async def handle(site: Site, request: Request, path: TreePath) -> Response:
         if site.locate(path).ino is None:
             return answers.text(404, "404: there is nothing")
         raise
-    if store.overlay.pending > store.overlay_limit:
-        await store.make_room()
+    await store.make_room()
     # No checkpoint from here to the removal.
     try:
         place = site.locate(path)

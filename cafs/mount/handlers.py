@@ -19,7 +19,14 @@ from cafs.errors import CafsError, FsError, ReadOnlyError
 from cafs.latency import READ
 from cafs.mount.damage import DamageReporter
 from cafs.mount.known import Known
-from cafs.mount.translate import BLOCK_SIZE, entry, handler, no_entry, unknown
+from cafs.mount.translate import (
+    BLOCK_SIZE,
+    entry,
+    entry_once,
+    handler,
+    no_entry,
+    unknown,
+)
 from cafs.mount.xattr_handlers import XattrHandlers
 from cafs.store import Store
 from cafs.tree import permissions
@@ -85,7 +92,7 @@ class Handlers(XattrHandlers):
         return no_entry() if ino is None else self._told(ino)
 
     def _entry(self, ino: Ino) -> pyfuse3.EntryAttributes:
-        return entry(ino, self._contents.attr(ino))
+        return entry_once(ino, self._contents.attr(ino))
 
     def _told(self, ino: Ino) -> pyfuse3.EntryAttributes:
         """An answer with which the kernel comes to know an inode, until it forgets it."""
@@ -118,7 +125,7 @@ class Handlers(XattrHandlers):
         except ReadOnlyError:
             # bpm and pre-start scripts set what is set already, also on a read-only disk.
             if new == old and not fields.update_size:
-                return entry(ino, old)
+                return self._entry(ino)
             raise
         if fields.update_size:
             privileged = ctx.uid == 0
@@ -190,8 +197,7 @@ class Handlers(XattrHandlers):
     ) -> Ino:
         self._known.asked(parent)
         self._store.space.admit(0)
-        if self._store.overlay.pending > self._store.overlay_limit:
-            await self._store.make_room()
+        await self._store.make_room()
         return self._tree.create(Ino(parent), name, mode, ctx.uid, ctx.gid, **more)  # type: ignore[arg-type]
 
     @handler
@@ -242,8 +248,7 @@ class Handlers(XattrHandlers):
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a name; the inode goes when the kernel forgets it."""
         self._store.space.admit_removal()
-        if self._store.overlay.pending > self._store.overlay_limit:
-            await self._store.make_room()
+        await self._store.make_room()
         self._tree.unlink(Ino(parent_inode), name)
 
     @handler

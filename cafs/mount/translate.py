@@ -82,11 +82,14 @@ _kept: OrderedDict[Ino, tuple[Attr, pyfuse3.EntryAttributes]] = OrderedDict()
 
 
 def entry(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
-    """An inode's attributes as the kernel wants them.  Not to be changed by the caller."""
+    """An inode's attributes as the kernel wants them.  Not to be changed by the caller.
+
+    Kept, for listings and look-ups that come again.
+    """
     kept = _kept.get(ino)
     if kept is not None and kept[0] is attr:
         return kept[1]
-    result = _made(ino, attr)
+    result = entry_once(ino, attr)
     _kept[ino] = attr, result
     if len(_kept) > _KEPT_MAX:
         _kept.popitem(last=False)
@@ -98,7 +101,8 @@ def forget() -> None:
     _kept.clear()
 
 
-def _made(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
+def entry_once(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
+    """As entry(), and not kept: of what has just changed, and may soon change again."""
     result = pyfuse3.EntryAttributes()
     result.st_ino = ino
     result.entry_timeout = FOREVER_S
@@ -122,7 +126,7 @@ def _made(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
 
 def unknown(ino: Ino, kind: int) -> pyfuse3.EntryAttributes:
     """What a listing shows of an inode whose record cannot be read; the kernel asks again."""
-    result = _made(ino, Attr(kind << 12, 0, 0, 1, 0, 0, 0, 0, NO_BLOB, 0, 0))
+    result = entry_once(ino, Attr(kind << 12, 0, 0, 1, 0, 0, 0, 0, NO_BLOB, 0, 0))
     result.entry_timeout = result.attr_timeout = 0
     return result
 
