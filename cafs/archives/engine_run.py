@@ -36,7 +36,8 @@ class EngineRun:
         self._background = background
         self._parts: deque[tuple[int, int]] = deque()
         """Length and check of each that is still to come."""
-        self._length = 0
+        self.length = 0
+        """Bytes of its parts."""
         self.fed = 0
         """Bytes that the engine was given."""
         self._out = bytearray()
@@ -44,10 +45,10 @@ class EngineRun:
 
     def add(self, length: int, how: Made) -> bool:
         """One more part, if it is of this run and the next."""
-        if how != self.how._replace(check=how.check, position=self._length):
+        if how != self.how._replace(check=how.check, position=self.length):
             return False
         self._parts.append((length, how.check))
-        self._length += length
+        self.length += length
         return True
 
     @property
@@ -104,9 +105,14 @@ class NestedRuns:
         self._sink = sink
         self._open: list[EngineRun] = []
         """Those that wait for bytes; each is part of what the one before takes in."""
+        self._at = 0
+        """Bytes of the recipe so far."""
 
     def begin(self, run: EngineRun) -> None:
         """The next of the recipe is a run, all of whose parts are known."""
+        self._at += run.length
+        if run.how.start != self._at:
+            raise RebuildError("a stream inside is not followed by what it is made of")
         if len(self._open) == DEPTH_MAX:
             raise RebuildError("archives are nested too deep")
         if run.how.raw_length:
@@ -120,6 +126,7 @@ class NestedRuns:
 
     def data(self, data: bytes | memoryview) -> None:
         """The next of the recipe are bytes that are stored."""
+        self._at += len(data)
         self._give(len(self._open), data)
         self._let_go()
 

@@ -7,6 +7,7 @@ Runs in worker threads, one call at a time; blocks.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -14,7 +15,8 @@ from cafs.archives import bytecode, gnu_gzip
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
 from cafs.archives.gzip_format import Begin, End, Event, GzipReader, Header, Kept, Raw
 from cafs.archives.inner import InnerWriter
-from cafs.archives.nested_file import NestedFile, Takes
+from cafs.archives.inside import Inside
+from cafs.archives.nested_file import NestedFile, Room
 from cafs.archives.segments import Bounds, LeftError, Segment
 from cafs.archives.tar_format import Kind, Stretch, TarSplitter
 from cafs.archives.trial import Guess, Sample
@@ -44,11 +46,11 @@ class GzipPass:
         outer: InnerWriter,
         guesser: Guesser,
         bounds: Bounds,
-        nested: Takes | None,
+        nested: Inside,
     ) -> None:
         """*inner* takes what is inside, *outer* those bytes of the file that nobody makes.
 
-        Without *nested*, archives inside it are stored as they lie.
+        *nested* takes archives inside it.
         """
         self._inner = inner
         self._outer = outer
@@ -63,6 +65,8 @@ class GzipPass:
         """Streams of them that engines make."""
         self._gzip = GzipReader()
         self._tar = TarSplitter()
+        self._came: deque[bytes] = deque()
+        """Raw bytes that were not stored yet."""
         self._lag = b""
         """Raw bytes that no stretch accounts for yet."""
         self._begins = True
@@ -83,10 +87,9 @@ class GzipPass:
         return self._nested_streams > 0 or (self._inside is not None and self._inside.streams > 0)
 
     @property
-    def tried_nested(self) -> bool:
-        """Whether the outcome may be another one without archives inside it taken apart."""
-        begun = self._inside is not None and self._inside.raw_bytes > 0
-        return self.nested or self._nested_bytes > 0 or begun
+    def tried_depth(self) -> int:
+        """The outcome may be another one if archives that lie so deep are left as they lie."""
+        return self._nested.tried
 
     def push(self, data: bytes) -> Iterator[None]:
         """The next bytes of the file, step by step; take all steps before the next bytes.
@@ -109,7 +112,7 @@ class GzipPass:
             self._stream.feed(piece)
         for event in self._gzip.push(piece):
             self._take(event)
-            yield
+            yield from self._store()
         if self._stream is not None:
             self._stream.advance()
         self._recent_at += len(piece)
@@ -155,7 +158,7 @@ class GzipPass:
 
         # What the splitter holds back is not lost: it belongs to the stream it came from, and
         # both come out in the same order.
-        self._stream = DeflatedStream(self._raw_seen, guess, self._emit)
+        self._stream = DeflatedStream(self._raw_seen, guess, self._came.append)
         self._stream.feed(self._recent[event.start - self._recent_at :])
 
     def _leave_rest(self, start: int, reason: str) -> None:
@@ -172,31 +175,35 @@ class GzipPass:
         if len(self._trailing) > TRAILING_MAX:
             raise LeftError("more than an archive: many bytes follow it")
 
-    def _emit(self, raw: bytes) -> None:
-        self._route(self._tar.push(raw), raw)
+    def _store(self) -> Iterator[None]:
+        """Store what came out of the file."""
+        while self._came:
+            raw = self._came.popleft()
+            yield from self._route(self._tar.push(raw), raw)
+        yield
 
-    def _route(self, stretches: list[Stretch], raw: bytes) -> None:
+    def _route(self, stretches: list[Stretch], raw: bytes) -> Iterator[None]:
         data = self._lag + raw if self._lag else raw
         at = 0
         for number, (kind, length) in enumerate(stretches):
             piece = data[at : at + length]
             at += length
             if kind is Kind.HEADER:
-                self._end_inside()
+                yield from self._end_inside()
                 self._inner.header(piece)
                 self._begins = True
             else:
                 follows = number + 1 < len(stretches)
-                self._member(piece, final=follows)
+                yield from self._member(piece, final=follows)
                 self._begins = follows
         self._lag = data[at:]
 
-    def _member(self, piece: bytes, *, final: bool) -> None:
-        if self._begins and self._nested is not None:
-            most = STREAMS_MAX - self._nested_streams
-            self._inside = self._nested(piece, self._inner, self._check_bounds, most)
+    def _member(self, piece: bytes, *, final: bool) -> Iterator[None]:
+        if self._begins:
+            room = Room(self._check_bounds, STREAMS_MAX - self._nested_streams)
+            self._inside = self._nested.takes(piece, self._inner, room)
         if self._inside is not None:
-            self._inside.push(piece)
+            yield from self._inside.push(piece)
             return
         at = 0
         if self._begins:
@@ -206,22 +213,23 @@ class GzipPass:
                 at = end
         self._inner.data(piece[at:], final=final)
 
-    def _end_inside(self) -> None:
+    def _end_inside(self) -> Iterator[None]:
         if self._inside is not None:
-            self._inside.end()
+            yield from self._inside.end()
             self._nested_bytes += self._inside.raw_bytes
             self._nested_streams += self._inside.streams
             self._inside = None
 
-    def finish(self) -> list[Segment]:
-        """The file has ended: what it consists of.
-
-        Raises LeftError, DiskFullError and its kin.
-        """
+    def end(self) -> Iterator[None]:
+        """The file has ended; as push()."""
         for event in self._gzip.finish():
             self._take(event)
-        self._route(self._tar.finish(), b"")
-        self._end_inside()
+            yield from self._store()
+        yield from self._route(self._tar.finish(), b"")
+        yield from self._end_inside()
+
+    def finish(self) -> list[Segment]:
+        """What it consists of, behind end().  Raises LeftError, DiskFullError and its kin."""
         streams = [each for each in self._segments if isinstance(each, Stream)]
         if not streams:
             raise LeftError("no gzip member")

@@ -12,6 +12,7 @@ Runs in worker threads, one call at a time; blocks.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from itertools import islice
 from typing import Final
@@ -106,7 +107,9 @@ class InnerWriter:
         """
         length = recipe.total_length(parts)
         self.size += length
-        for slot in islice(self._slots, place - self._taken + 1, None):
+        # From the end on: what is in front of the place may be long.
+        behind = self._taken + len(self._slots) - 1 - place
+        for slot in islice(reversed(self._slots), behind):
             if slot and slot[0].kind == recipe.MADE:
                 slot[:] = [_moved(part, length) for part in slot]
         self._fill(place, parts)
@@ -142,7 +145,8 @@ class InnerWriter:
 
         Their pins are the caller's from now on.
         """
-        while self._slots and self._slots[0]:
+        # Not all of them at once: behind a place that was open for long may be very many.
+        while self._slots and self._slots[0] and len(self._ready) < count:
             self._ready += self._slots.popleft()
             self._taken += 1
         if len(self._ready) < count and not final:
@@ -152,8 +156,7 @@ class InnerWriter:
 
     def take_all(self) -> list[Part]:
         """As take(), all that is stored."""
-        self.take(0)
-        return self.take(len(self._ready), final=True)
+        return self.take(sys.maxsize, final=True)
 
     def abandon(self) -> None:
         """Let go of all that was not taken."""

@@ -5,16 +5,15 @@ Runs in worker threads, one call at a time; blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
 from cafs.archives import gnu_gzip, gzip_format, zip_format, zlib_engine
 from cafs.archives.engine import Engine
-from cafs.archives.engine_run import DEPTH_MAX
 from cafs.archives.gzip_format import Header
 from cafs.archives.inner import InnerWriter
-from cafs.archives.nested_file import NestedFile
+from cafs.archives.nested_file import NestedFile, Room
 from cafs.archives.nested_gzip import NestedGzip
 from cafs.archives.nested_zip import NestedZip
 from cafs.archives.trial import Guess, Sample, Trials
@@ -40,7 +39,11 @@ class NestedTrials:
 class Inside:
     """For all that is inside one archive."""
 
-    def __init__(self, engines: Sequence[Engine], trials: NestedTrials) -> None:
+    def __init__(self, engines: Sequence[Engine], trials: NestedTrials, depth_max: int) -> None:
+        """*depth_max*: what lies so deep is still taken apart; 1 for members of the archive."""
+        self._depth_max = depth_max
+        self.tried = 0
+        """How deep something came out that an engine makes."""
         self._zlib = [each for each in engines if each.kind == zlib_engine.KIND]
         self._programs = [each for each in engines if each.kind == gnu_gzip.KIND]
         self._trials = trials
@@ -52,23 +55,24 @@ class Inside:
         self,
         head: bytes,
         inner: InnerWriter,
-        check: Callable[[int], None],
-        streams_max: int,
+        room: Room,
         *,
         depth: int = 1,
     ) -> NestedFile[Any] | None:
-        """What takes a file that begins with *head*; None if it is no archive.
-
-        *depth*: 1 for a member of the archive, 2 for a member of that; see cafs.archives.
-        nested_file.Takes.
-        """
-        if depth > DEPTH_MAX:
+        """What takes a file *depth* deep that begins with *head*; None if it is no archive."""
+        if depth > self._depth_max:
             return None
+
+        def check(raw: int) -> None:
+            self.tried = max(self.tried, depth)
+            room.check(raw)
+
+        room_here = room._replace(check=check)
         within = partial(self.takes, depth=depth + 1)
         if head.startswith(zip_format.MAGIC) and self._zlib:
-            return NestedZip(inner, self._of_zip, check, streams_max, within)
+            return NestedZip(inner, self._of_zip, room_here, within)
         if head.startswith(gzip_format.MAGIC) and self._misses < MISSES_MAX:
-            return NestedGzip(inner, self._of_gzip, check, streams_max, within)
+            return NestedGzip(inner, self._of_gzip, room_here, within)
         return None
 
     def _of_zip(self, sample: Sample) -> list[Guess]:

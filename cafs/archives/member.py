@@ -47,6 +47,8 @@ class DeflatedMember:
         """Compressed bytes from before it was decided."""
         self.seen = 0
         """Bytes of the member so far."""
+        self.inflated = 0
+        """Those of them that hold what came out: a few may hold so much that others wait."""
         self.over = False
         """Whether the last byte of its stream was seen."""
 
@@ -95,8 +97,10 @@ class DeflatedMember:
 
     def _inflate(self, stream: DeflatedStream, data: bytes) -> int:
         """How many of the bytes are behind the end of the stream."""
+        end = self.seen + len(data)
         while data:
             raw = self._inflater.decompress(data, RAW_MAX)
+            self.inflated = end - len(self._inflater.unconsumed_tail or self._inflater.unused_data)
             if raw:
                 stream.raw(raw)
             data = self._inflater.unconsumed_tail

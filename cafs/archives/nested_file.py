@@ -11,14 +11,15 @@ Runs in worker threads, one call at a time; blocks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from enum import Enum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from cafs.archives import gnu_gzip, zlib_engine
 from cafs.archives.deflated import Guesser, Stream
 from cafs.archives.inner import InnerWriter
-from cafs.archives.member import DeflatedMember
+from cafs.archives.member import STEP, DeflatedMember
 from cafs.archives.segments import LeftError
 from cafs.archives.trial import Guess, Sample
 
@@ -33,7 +34,21 @@ STAND_INS: Final = (zlib_engine.KIND, gnu_gzip.KIND)
 """Made parts name an engine by its place in here, from 1 on, until it has a number."""
 
 
+_DEEPER_MAX: Final = 10_000
+"""Streams inside one member: their parts wait in memory until the member is through."""
+
 GuesserT = TypeVar("GuesserT")
+
+
+class Room(NamedTuple):
+    """What one archive inside another may take."""
+
+    check: Callable[[int], None]
+    """Is told how many bytes came out of members, and raises LeftError if these are too many."""
+    streams: int
+    """Members that may be made again; behind them the rest is stored as it lies."""
+    ratio: int = RATIO_MAX
+    """A member that holds so many times its bytes is stored as it lies."""
 
 
 class Next(Enum):
@@ -54,22 +69,16 @@ class NestedFile(ABC, Generic[GuesserT]):
         self,
         inner: InnerWriter,
         guesser: GuesserT,
-        check: Callable[[int], None],
-        streams_max: int,
+        room: Room,
         takes: Takes,
     ) -> None:
         """*guesser* knows who may have made a stream; each kind of archive tells it what it can.
-
-        *check* is told how many bytes came out of members, and raises if these are too many.
-
-        Behind *streams_max* streams that an engine makes the rest is stored as it lies.
 
         *takes* is for those of its members that are archives.
         """
         self._inner = inner
         self._guesser_of_kind = guesser
-        self._check = check
-        self._streams_max = streams_max
+        self._room = room
         self._takes = takes
         self._next = Next.HEADER
         self._held = bytearray()
@@ -89,13 +98,20 @@ class NestedFile(ABC, Generic[GuesserT]):
         """... and that may, if its length is known."""
         self._inside: NestedFile[Any] | None = None
         """What takes the bytes that come out of the member, if it is an archive."""
+        self._came: deque[bytes] = deque()
+        """Bytes that came out of it and were not stored yet ..."""
+        self._stream: Stream | None = None
+        """... and how to make it again, once all of them came."""
         self.raw_bytes = 0
         """Bytes that came out of members, and out of those of members."""
         self.streams = 0
         """Members that an engine makes, and theirs."""
 
-    def push(self, data: bytes | memoryview) -> None:
-        """The next bytes of the archive.  Raises LeftError, DiskFullError and its kin."""
+    def push(self, data: bytes | memoryview) -> Iterator[None]:
+        """The next bytes of the archive, step by step; take all steps before the next bytes.
+
+        Raises LeftError, DiskFullError and its kin.
+        """
         view = memoryview(data)
         while view:
             if self._next is Next.HEADER:
@@ -103,17 +119,17 @@ class NestedFile(ABC, Generic[GuesserT]):
             elif self._next is Next.AS_IT_LIES:
                 taken = self._as_it_lies(view)
             elif self._next is Next.DEFLATED:
-                taken = self._deflated(view)
+                taken = yield from self._deflated(view)
             else:
                 self._inner.data(bytes(view))
                 break
             view = view[taken:]
+            yield
 
-    def end(self) -> None:
-        """That was all of it.  Raises LeftError, DiskFullError and its kin."""
+    def end(self) -> Iterator[None]:
+        """That was all of it, step by step.  Raises LeftError, DiskFullError and its kin."""
         if self._member is not None:
-            self._member.end()
-            self._member = None
+            yield from self._end_member(self._member)
         if self._held:
             self._inner.data(bytes(self._held))
             self._held.clear()
@@ -140,7 +156,7 @@ class NestedFile(ABC, Generic[GuesserT]):
             self._next = Next.REST
             return
         self._inner.header(held)
-        if self.streams >= self._streams_max:
+        if self.streams >= self._room.streams:
             self._next = Next.REST
         else:
             self._follows(held)
@@ -175,7 +191,8 @@ class NestedFile(ABC, Generic[GuesserT]):
 
     def _guess(self, sample: Sample) -> list[Guess]:
         # What the header says of it may be missing, or not be true.
-        if len(sample.raw) > RATIO_MAX * len(sample.stream):
+        assert self._member is not None
+        if len(sample.raw) > self._room.ratio * self._member.inflated:
             return []
         return self._guesser(sample)
 
@@ -189,54 +206,48 @@ class NestedFile(ABC, Generic[GuesserT]):
             self._next = Next.HEADER
         return taken
 
-    def _deflated(self, view: memoryview) -> int:
+    def _deflated(self, view: memoryview) -> Generator[None, None, int]:
         member = self._member
         assert member is not None
         if self._known_length:
-            taken = member.feed(view[: self._left])
+            taken = member.feed(view[: min(self._left, STEP)])
             self._left -= taken
             over = not self._left
         else:
-            taken = member.feed(view)
+            taken = member.feed(view[:STEP])
             over = member.over or member.left_plain
+        yield from self._store()
         if over:
             lost = member.left_plain and not self._known_length
-            member.end()
-            self._member = None
+            yield from self._end_member(member)
             self._next = Next.REST if lost else Next.HEADER
         return taken
 
-    def raw(self, data: bytes) -> None:
-        """The next bytes of what is inside the member, which an engine makes."""
-        if self._place < 0:
-            self._place = self._inner.reserve()
-            self._place_at = self._inner.size
-            most = self._streams_max - self.streams - 1
-            self._inside = self._takes(data, self._inner, self._check_member, most)
-        self._member_raw += len(data)
-        self.raw_bytes += len(data)
-        if self._known_length and self._member_raw > self._member_max:
-            raise LeftError("a member that holds more than it says")
-        if self._inside is None:
-            self._check_member(0)
-            self._inner.data(data)
-        else:
-            self._check_member(self._inside.raw_bytes)
-            self._inside.push(data)
+    def _end_member(self, member: DeflatedMember) -> Iterator[None]:
+        member.end()
+        yield from self._store()
+        self._member = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            yield from self._end_made(stream)
 
-    def _check_member(self, deeper: int) -> None:
-        """Whether all is not too much, with *deeper* bytes out of members of the member."""
-        self._check(self.raw_bytes + deeper)
-        assert self._member is not None
-        slack = _SLACK if self._known_length else _SLACK_STREAMED
-        if self._member_raw + deeper > RATIO_MAX * self._member.seen + slack:
-            raise LeftError("a member that holds more than it should")
+    def _store(self) -> Iterator[None]:
+        """Store what came out of a member."""
+        while self._came:
+            data = self._came.popleft()
+            if self._inside is None:
+                self._inner.data(data)
+                yield
+            else:
+                view = memoryview(data)
+                for low in range(0, len(view), STEP):
+                    yield from self._inside.push(view[low : low + STEP])
 
-    def made(self, stream: Stream) -> None:
-        """An engine makes the member."""
-        if self._inside is not None:
-            inside, self._inside = self._inside, None
-            inside.end()
+    def _end_made(self, stream: Stream) -> Iterator[None]:
+        """All that came out of a member is stored, and an engine makes it again of that."""
+        inside, self._inside = self._inside, None
+        if inside is not None:
+            yield from inside.end()
             self.raw_bytes += inside.raw_bytes
             self.streams += inside.streams
         # What an engine takes in is whole parts.
@@ -248,14 +259,45 @@ class NestedFile(ABC, Generic[GuesserT]):
         self._inner.fill(self._place, stream.parts(stand_in, guess.params))
         self.streams += 1
 
+    def raw(self, data: bytes) -> None:
+        """The next bytes of what is inside the member, which an engine makes."""
+        assert self._member is not None
+        self._member_raw += len(data)
+        self.raw_bytes += len(data)
+        if self._known_length and self._member_raw > self._member_max:
+            raise LeftError("a member that holds more than it says")
+        if self._place < 0:
+            self._place = self._inner.reserve()
+            self._place_at = self._inner.size
+            self._inside = self._takes(data, self._inner, self._room_inside(self._member))
+        self._check_member(0 if self._inside is None else self._inside.raw_bytes)
+        self._came.append(data)
+
+    def _room_inside(self, member: DeflatedMember) -> Room:
+        """What the member may take, if it is an archive."""
+        streams = min(self._room.streams - self.streams - 1, _DEEPER_MAX)
+        ratio = self._room.ratio * member.inflated // max(1, self._member_raw)
+        return Room(self._check_member, streams, max(1, ratio))
+
+    def _check_member(self, deeper: int) -> None:
+        """Whether all is not too much, with *deeper* bytes out of members of the member."""
+        assert self._member is not None
+        self._room.check(self.raw_bytes + deeper)
+        slack = _SLACK if self._known_length else _SLACK_STREAMED
+        if self._member_raw + deeper > self._room.ratio * self._member.seen + slack:
+            raise LeftError("a member that holds more than it should")
+
+    def made(self, stream: Stream) -> None:
+        """An engine makes the member."""
+        self._stream = stream
+
     def plain(self, data: bytes, *, final: bool) -> None:
         """Bytes of a member that is stored as it lies."""
         self._inner.data(data, final=final)
 
 
-Takes = Callable[[bytes, InnerWriter, Callable[[int], None], int], NestedFile[Any] | None]
-"""Makes what takes a file inside an archive, if it is one itself: of its first bytes, where it
-goes, what is told of the bytes that come out of it, and how many streams of it may be made."""
+Takes = Callable[[bytes, InnerWriter, Room], NestedFile[Any] | None]
+"""Makes what takes a file inside an archive, if its first bytes are those of an archive, too."""
 
 
 def _nobody(_sample: Sample) -> list[Guess]:

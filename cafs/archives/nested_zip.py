@@ -10,7 +10,7 @@ import struct
 from typing import Final
 
 from cafs.archives.deflated import Guesser
-from cafs.archives.nested_file import RATIO_MAX, NestedFile, Next
+from cafs.archives.nested_file import NestedFile, Next
 from cafs.archives.zip_format import DEFLATED, ENCRYPTED, LOCAL, MAGIC, STREAMED
 from cafs.blobs import recipe
 
@@ -49,7 +49,7 @@ class NestedZip(NestedFile[Guesser]):
             self._next = Next.REST
         elif deflated and streamed:
             self._begin(self._guesser_of_kind)
-        elif deflated and length > LEAST and raw_length <= RATIO_MAX * length:
+        elif deflated and length > LEAST and raw_length <= self._room.ratio * length:
             self._begin(self._guesser_of_kind, length, raw_length)
         elif not streamed:
             self._as_it_lies_for(length)

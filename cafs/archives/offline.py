@@ -103,7 +103,10 @@ class Offline:
             raise IndexDamagedError("a recipe has a made part, and its blob is not aged")
         number = ChunkNo(part.ref)
         if part.kind == recipe.CHUNK:
-            yield self._read_chunk(number, self._blobs.chunks.get(number).extent)
+            data = self._read_chunk(number, self._blobs.chunks.get(number).extent)
+            if len(data) != part.length:
+                raise IndexDamagedError(f"a part of a recipe is not as long as chunk {number}")
+            yield data
         elif part.kind == recipe.SLICE:
             offset = recipe.slice_offset(part)
             data = self._gathered(number)[offset : offset + part.length]

@@ -50,8 +50,8 @@ class Passes:
         self.trials = Trials()
         self._nested_trials = NestedTrials()
 
-    def of_gzip(self, inner: InnerWriter, outer: InnerWriter, *, nested: bool) -> GzipPass:
-        """For a gzip file; *nested*: archives inside it are taken apart, too.
+    def of_gzip(self, inner: InnerWriter, outer: InnerWriter, depth: int) -> GzipPass:
+        """For a gzip file; archives up to *depth* deep inside it are taken apart, too.
 
         Raises EngineError.
         """
@@ -60,7 +60,7 @@ class Passes:
         def guesses(sample: Sample, header: Header) -> list[Guess]:
             return self.trials.guesses(sample, engines, header)
 
-        inside = Inside(engines, self._nested_trials).takes if nested else None
+        inside = Inside(engines, self._nested_trials, depth)
         return GzipPass(inner, outer, guesses, self._bounds, inside)
 
     async def of_zip(

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from cafs.archives.engine import Engine
+from cafs.archives.engine_run import DEPTH_MAX
 from cafs.archives.engines import Engines
 from cafs.archives.gzip_pass import GzipPass
 from cafs.archives.inner import InnerWriter
@@ -131,14 +132,15 @@ class TakeApart:
                 reason, lasting = "it is no archive", True
             else:
                 await around.prepare()
-                work = Work(around.ingest, around.blobs, may_nest=True)
-                reason, lasting = await self._try(blob, record, kind, work)
-                if lasting and work.tried_nested:
-                    log.debug("blob %d: %s; again without archives inside it", blob, reason)
-                    spent, work = work, None
-                    spent.tidy()
-                    work = Work(around.ingest, around.blobs, may_nest=False)
+                depth = DEPTH_MAX
+                while depth >= 0:
+                    if work is not None:
+                        log.debug("blob %d: %s; again, %d deep", blob, reason, depth)
+                        spent, work = work, None
+                        spent.tidy()
+                    work = Work(around.ingest, around.blobs, depth)
                     reason, lasting = await self._try(blob, record, kind, work)
+                    depth = work.tried_depth - 1 if lasting else -1
             if lasting and self._may(blob):
                 around.blobs.aged.leave(blob)
         finally:
@@ -218,7 +220,7 @@ class TakeApart:
 
         one: GzipPass | ZipPass
         if kind == GZIP:
-            one = self._passes.of_gzip(work.inner, work.outer, nested=work.may_nest)
+            one = self._passes.of_gzip(work.inner, work.outer, work.depth)
             work.gzip = one
         else:
             one = await self._passes.of_zip(work.inner, work.outer, record.size, read)
@@ -229,15 +231,20 @@ class TakeApart:
             data = bytes(await read(start, end))
             if len(data) != end - start:
                 raise LeftError("its recipe is too short")
-            steps = one.push(data)
-            while await around.workers.run(partial(_go_on, steps, around.clock)):
-                await self._draft(work, work.inner_no, work.inner, final=False)
-                await self._pause()
-            await self._draft(work, work.inner_no, work.inner, final=False)
+            await self._go_through(one.push(data), work)
+        await self._go_through(one.end(), work)
         work.segments = await around.workers.run(one.finish)
         work.pinned = [part for part in work.segments if isinstance(part, Part)]
         work.inner_sha256 = await around.workers.run(work.inner.finish)
         await self._draft(work, work.inner_no, work.inner, final=True)
+
+    async def _go_through(self, steps: Iterator[None], work: Work) -> None:
+        """Take all steps of a pass, and bring what they store into its recipe."""
+        around = self._around
+        while await around.workers.run(partial(_go_on, steps, around.clock)):
+            await self._draft(work, work.inner_no, work.inner, final=False)
+            await self._pause()
+        await self._draft(work, work.inner_no, work.inner, final=False)
 
     def _only_here(self, blob: BlobNo, start: int, end: int) -> int:
         """Stored bytes of the chunks that begin in [start, end) and that nothing else refers to."""

@@ -19,10 +19,10 @@ from cafs.types import BlobNo
 class Work:
     """What was stored so far for one archive."""
 
-    def __init__(self, ingest: Ingest, blobs: Blobs, *, may_nest: bool) -> None:
+    def __init__(self, ingest: Ingest, blobs: Blobs, depth: int) -> None:
         self._blobs = blobs
-        self.may_nest = may_nest
-        """Whether archives inside it may be taken apart."""
+        self.depth = depth
+        """How deep archives inside it are taken apart, too."""
         self.gzip: GzipPass | None = None
         """What takes it, if it is a gzip file."""
         self.inner = InnerWriter(ingest)
@@ -43,9 +43,9 @@ class Work:
         return self.gzip is not None and self.gzip.nested
 
     @property
-    def tried_nested(self) -> bool:
-        """Whether the outcome may be another one without archives inside it taken apart."""
-        return self.gzip is not None and self.gzip.tried_nested
+    def tried_depth(self) -> int:
+        """The outcome may be another one if archives that lie so deep are left as they lie."""
+        return 0 if self.gzip is None else self.gzip.tried_depth
 
     def tidy(self) -> None:
         """Let go of what was not used; nothing else may follow."""

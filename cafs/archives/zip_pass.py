@@ -146,8 +146,12 @@ class ZipPass:
         self._left_bytes += len(data)
         self._outer.data(data, final=final)
 
+    def end(self) -> Iterator[None]:
+        """The file has ended; as push()."""
+        yield
+
     def finish(self) -> list[Segment]:
-        """The file has ended: what it consists of.  Raises LeftError, DiskFullError and its kin."""
+        """What it consists of, behind end().  Raises LeftError, DiskFullError and its kin."""
         made = sum(length for stream in self._streams for length, _ in stream.pieces)
         if made <= self._left_bytes or made * 2 < self._size:
             raise LeftError("no engine makes most of its members")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
 from cafs.archive_options import ArchiveOptions
-from cafs.archives import gzip_pass
+from cafs.archives import gzip_pass, take_apart
 from cafs.archives.engine import Engine
+from cafs.archives.inner import InnerWriter
 from cafs.archives.nested import Nested
 from cafs.archives.rebuild import STEP, STREAM_COST
 from cafs.archives.zlib_engine import ZlibCompressor
 from cafs.blobs import recipe
+from cafs.clock import Clock
 from cafs.errors import DiskFullError, EngineError
 from cafs.index.layout import BLOB_NESTED
 from cafs.store import Store
@@ -218,6 +220,44 @@ def test_what_a_stream_is_made_of_is_whole_parts_right_behind_it(tmp_path: Path)
             blob = blob_of(store, ino)
         with View(tmp_path / "store") as view:
             assert b"".join(view.content(blob)) == archive
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
+def test_a_step_of_taking_apart_is_short_however_much_a_few_bytes_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two deep, the ratios multiply: thousands of streams come out of a few kilobytes."""
+    tiny = b"".join(member(noise(n % 90, 150)) for n in range(1_500))
+    archive = gzipped(tar({"a.jar": member(tiny), "b.gz": gzipped(tiny)}))
+    filled: list[int] = []
+    visited: list[int] = []
+    fill = InnerWriter.fill
+    steps: list[int] = []
+
+    def counted(writer: InnerWriter, place: int, parts: list[recipe.Part]) -> None:
+        filled.append(place)
+        visited.append(writer._taken + len(writer._slots) - 1 - place)
+        fill(writer, place, parts)
+
+    def counting(steps_of: Iterator[None], clock: Clock) -> bool:
+        before = len(filled)
+        more = next(steps_of, "over") != "over"
+        steps.append(len(filled) - before)
+        return more
+
+    monkeypatch.setattr(InnerWriter, "fill", counted)
+    monkeypatch.setattr(take_apart, "_go_on", counting)
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"cache", archive)
+            await age(store, ino)
+            assert len(filled) > 3_000
+            assert max(steps) <= 2
+            assert sum(visited) < 10 * len(filled), "not all that is inside, for each of them"
+            assert await content(store, ino) == archive
 
     trio.run(main)
     assert not findings(tmp_path / "store")

@@ -10,20 +10,26 @@ import struct
 import subprocess
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cafs.archives.engine_run import DEPTH_MAX, EngineRun, NestedRuns
 from cafs.archives.inner import InnerWriter
 from cafs.archives.inside import Inside, NestedTrials
 from cafs.archives.nested import engines_of
+from cafs.archives.nested_file import Room
 from cafs.archives.nested_zip import LEAST
 from cafs.archives.segments import LeftError
 from cafs.blobs import recipe
+from cafs.errors import RebuildError
 from cafs.index.layout import BLOB_NESTED
 from cafs.operate.look import look_at_blob, verify
 from cafs.operate.paths import attr_of, resolve
@@ -32,6 +38,9 @@ from cafs.types import BlobNo, Ino
 from cafs.view import View
 from tests.unit.archived import age, blob_of, content, gzipped, opened, put, sources, tar
 from tests.unit.small_store import findings, noise
+
+if TYPE_CHECKING:
+    from cafs.archives.engine import Engine
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -372,6 +381,82 @@ def unfolded(parts: list[recipe.Part]) -> tuple[int, int]:
     return handed_on, deepest
 
 
+FIXTURES_OF_TESTS: dict[str, Callable[[], bytes]] = {
+    "nearly all zeros": lambda: python_gzip(noise(1, 400) + noise(2, 16) * 9 + bytes(12_000_000)),
+    "cut short": lambda: python_gzip(json_like(7, 2_000_000))[:-1000],
+    "no gzip file from the second megabyte on": lambda: (
+        python_gzip(json_like(8, 2_000_000))[:-9_000] + noise(5, 9_000)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(FIXTURES_OF_TESTS))
+def test_an_odd_file_in_a_wheel_does_not_cost_the_wheels(tmp_path: Path, name: str) -> None:
+    with_it = zipped({"a.py": LIBRARY["json/decoder.py"], "x.gz": FIXTURES_OF_TESTS[name]()})
+    archive = gzipped(tar({"one.whl": wheel(), "two.whl": with_it}))
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"cache", archive)
+            await age(store, ino)
+            assert made_in(store, inner_of(store, ino)) >= worth_it(wheel()) + worth_it(with_it)
+            assert depth(store, inner_of(store, ino)) == 1
+            assert await content(store, ino) == archive
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
+def test_a_stream_is_where_it_says(tmp_path: Path) -> None:
+    """A recipe whose parts were exchanged or moved makes nothing."""
+    archive = gzipped(tar({"a.whl": zipped({"b.gz": python_gzip(json_like(2, 90_000))})}))
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"cache", archive)
+            await age(store, ino)
+            inner = inner_of(store, ino)
+            parts = [p for _, p in store.blobs.parts(inner, 0, store.blobs.get(inner).size)]
+            engine = store.archives.engines.rebuilder(1)
+            for shift in (0, 1, -1):
+                runs = NestedRuns(lambda _: None)
+                try:
+                    for part in parts:
+                        if part.kind == recipe.MADE:
+                            how = recipe.made(part)
+                            run = EngineRun(how._replace(start=how.start + shift), engine, True)
+                            run.add(part.length, run.how)
+                            with unless(shift == 0):
+                                runs.begin(run)
+                            break
+                        runs.data(bytes(part.length))
+                finally:
+                    runs.close()
+
+    trio.run(main)
+
+
+def unless(right: bool) -> AbstractContextManager[object]:
+    return nullcontext() if right else pytest.raises(RebuildError, match="is not followed by")
+
+
+def test_deeper_than_the_format_has_it_nothing_is_made() -> None:
+    class Never:
+        def compressor(self, _params: int, *, background: bool) -> None:
+            raise AssertionError("an engine was started")
+
+    runs = NestedRuns(lambda _: None)
+    at = 0
+    for level in range(DEPTH_MAX + 1):
+        at += 10
+        run = EngineRun(recipe.Made(0, 1, 6, at, 100, 0), cast("Engine", Never()), True)
+        run.add(10, run.how)
+        with nullcontext() if level < DEPTH_MAX else pytest.raises(RebuildError, match="too deep"):
+            runs.begin(run)
+    with pytest.raises(RebuildError, match="is not followed by"):
+        runs.end()
+
+
 def test_three_deep_is_left_as_it_lies(tmp_path: Path) -> None:
     innermost = zipped(SMALL)
     archive = gzipped(tar({"a": zipped({"b": python_gzip(python_gzip(innermost, 1), 6)})}))
@@ -414,7 +499,7 @@ def test_a_pass_gives_the_zip_back_however_it_is_cut(tmp_path: Path) -> None:
         async with opened(tmp_path / "store") as store:
             await store.archives.ready()
             passes = store.archives._apart._passes
-            inside = Inside(passes._ready(), NestedTrials())
+            inside = Inside(passes._ready(), NestedTrials(), DEPTH_MAX)
 
             @settings(max_examples=60, deadline=None)
             @given(st.sampled_from(zips), st.integers(0, 10_000))
@@ -429,16 +514,16 @@ def test_a_pass_gives_the_zip_back_however_it_is_cut(tmp_path: Path) -> None:
 def one(store: Store, inside: Inside, whole: bytes, cuts: int) -> None:
     writer = InnerWriter(store.contents.ingest)
     choice = random.Random(cuts)
-    through = inside.takes(whole[:8], writer, lambda _: None, 1000)
+    through = inside.takes(whole[:8], writer, Room(lambda _: None, 1000))
     assert through is not None
     at = 0
     parts = []
     try:
         while at < len(whole):
             step = choice.choice((1, 7, 30, 1000, 20_000, len(whole)))
-            through.push(whole[at : at + step])
+            deque(through.push(whole[at : at + step]), maxlen=0)
             at += step
-        through.end()
+        deque(through.end(), maxlen=0)
         writer.finish()
         parts = writer.take_all()
     except LeftError:
