@@ -186,24 +186,6 @@ class Aged:
         self.drop(inner)
         return True
 
-    def swap_in(
-        self,
-        number: BlobNo,
-        outer_parts: Sequence[Part],
-        inner_parts: Sequence[Part],
-        inner_size: int,
-        inner_sha256: bytes,
-    ) -> bool:
-        """swap() for recipes that are short, given as parts; their chunks are pinned.
-
-        The chunks are let go of in any case.  Raises IndexDamagedError if sizes do not fit.
-        """
-        if recipe.total_length(inner_parts) != inner_size:
-            self._blobs.chunks.unpin(recipe.chunk_refs([*outer_parts, *inner_parts]))
-            raise IndexDamagedError(f"the inner blob of blob {number} does not have its size")
-        outer, inner = self._drafted(outer_parts), self._drafted(inner_parts)
-        return self.swap(number, outer, inner, inner_sha256)
-
     def swap_back(self, number: BlobNo, plain: BlobNo) -> bool:
         """An aged blob gets a plain recipe again, one in the making, which is used up.
 

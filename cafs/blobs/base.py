@@ -72,11 +72,6 @@ class Base:
         return self._published == self.number and self._published_size > self.covered
 
     @property
-    def longest_part(self) -> int:
-        """Bytes that no chunk exceeds."""
-        return self._around.ingest.params.max_size
-
-    @property
     def hashed(self) -> bool:
         """Whether the published blob has its digests (or there is none)."""
         return self._published == NO_BLOB or not (

@@ -123,7 +123,7 @@ def encode_many(
     stored: list[tuple[int, Stored]] = [(RAW, chunk) for chunk in chunks]
     if not compressible:
         return stored
-    tried = _worth_trying(chunks)
+    tried = worth_trying(chunks)
     forms = _zstd_encode_many([chunks[number] for number in tried], level)
     for number, form in zip(tried, forms, strict=True):
         raw_length = chunks[number].nbytes
@@ -147,16 +147,11 @@ def decode(codec: int, stored: Stored, raw_length: int) -> bytes:
     return raw
 
 
-def worth_trying(chunk: memoryview) -> bool:
-    """Whether compressing *chunk* may pay, from a sample of 4 KiB.
+def worth_trying(chunks: Sequence[memoryview]) -> list[int]:
+    """Positions of those that compressing may pay for, by a sample of 4 KiB of each.
 
     Random and deflated bytes: no.  Anything short, and anything a quarter of which is text: yes.
     """
-    return bool(_worth_trying([chunk]))
-
-
-def _worth_trying(chunks: Sequence[memoryview]) -> list[int]:
-    """Which of *chunks* are worth compressing, as positions."""
     sampled = [number for number, chunk in enumerate(chunks) if chunk.nbytes >= SAMPLE_FROM]
     if not sampled:
         return list(range(len(chunks)))

@@ -107,6 +107,12 @@ async def hashed(store: Store, ino: Ino) -> BlobNo:
     return store.tree.inodes.get(ino).blob
 
 
+def swap(store: Store, number: BlobNo, outer: list[Part], inner: list[Part], sha256: bytes) -> bool:
+    """Aged.swap() with recipes that are given as parts, whose chunks are pinned."""
+    aged = store.blobs.aged
+    return aged.swap(number, aged._drafted(outer), aged._drafted(inner), sha256)
+
+
 async def plain(store: Store, seed: int, length: int = 50_000) -> tuple[BlobNo, bytes]:
     """A blob that nobody refers to yet, and its content."""
     content = noise(seed, length)
@@ -127,5 +133,5 @@ async def age(store: Store, number: BlobNo, content: bytes, seed: int) -> Pair:
     inner_parts, inflated = await gathered(store, noise(seed + 1, 2000), noise(seed + 2, 60_000))
     outer_parts = made_parts(content, len(inflated))
     sha256 = digests(inflated).sha256
-    assert store.blobs.aged.swap_in(number, outer_parts, inner_parts, len(inflated), sha256)
+    assert swap(store, number, outer_parts, inner_parts, sha256)
     return Pair(number, store.blobs.get(number).mate, content, inflated)

@@ -198,9 +198,8 @@ def test_only_a_plain_hashed_blob_in_use_is_taken_apart(served: StoreThread) -> 
         for number in (pair.outer, pair.inner, dead, writing, BlobNo(1 << 40)):
             assert not store.blobs.aged.may_swap(number)
             parts = await aged_store.stored(store, aged_store.noise(8, 50_000))
-            assert not store.blobs.aged.swap_in(
-                number, aged_store.made_parts(b"x" * 60, 5), parts, 50_000, bytes(32)
-            )
+            made = aged_store.made_parts(b"x" * 60, 5)
+            assert not aged_store.swap(store, number, made, parts, bytes(32))
         assert not store.blobs.aged.thaw(dead, [recipe.literal(b"x")])
         await swept(store)
         assert await refs_of_chunks(store) == counted(store, pair.outer, pair.inner)
@@ -213,9 +212,7 @@ def test_a_recipe_of_another_size_is_refused(served: StoreThread) -> None:
         number, data = await aged_store.plain(store, 9)
         store.blobs.ref(number)
         with pytest.raises(IndexDamagedError):
-            store.blobs.aged.swap_in(number, aged_store.made_parts(data[1:], 1), [], 0, bytes(32))
-        with pytest.raises(IndexDamagedError):
-            store.blobs.aged.swap_in(number, aged_store.made_parts(data, 1), [], 1, bytes(32))
+            aged_store.swap(store, number, aged_store.made_parts(data[1:], 1), [], bytes(32))
         pair = await aged_store.age(store, number, data, 20)
         with pytest.raises(IndexDamagedError):
             store.blobs.aged.thaw(pair.outer, [recipe.literal(b"short")])
@@ -234,10 +231,10 @@ def test_holes_stay_what_they_are(served: StoreThread) -> None:
         how = recipe.Made(1, 1, 6, 0, 9, 0)
         made = [recipe.made_part(len(data), how)]
         inner = [recipe.literal(b"inflated!")]
-        assert not store.blobs.aged.swap_in(number, made, inner, 9, bytes(32))
+        assert not aged_store.swap(store, number, made, inner, bytes(32))
         assert store.blobs.hole_bytes(number) == 8192
         made = [recipe.hole(8192), recipe.made_part(60, how)]
-        assert store.blobs.aged.swap_in(number, made, inner, 9, bytes(32))
+        assert aged_store.swap(store, number, made, inner, bytes(32))
         assert store.blobs.hole_bytes(number) == 8192
         assert not store.blobs.aged.thaw(
             number, [recipe.literal(data[:4096]), recipe.literal(data[4096:])]
