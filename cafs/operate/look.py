@@ -49,7 +49,7 @@ class AgedLook(NamedTuple):
 
     inner: BlobNo
     size: int
-    """Bytes of the inner blob: what is inside the archive."""
+    """Bytes that are stored for it: what is inside the archive, and inside archives in it."""
     engines: list[tuple[int, str]]
     """Number and version of each engine that makes its bytes again."""
     rebuild_s: float
@@ -143,8 +143,12 @@ def _look_at_aged(view: View, blob: BlobNo, record: BlobRecord) -> AgedLook:
         value = view.overlay.get(layout.META, layout.engine_key(number))
         version = "unknown" if value is None else EngineRecord.unpack(number, value).version
         engines.append((number, version))
+    # All of this goes through engines: what they make of it, too, where archives are nested.
     size = view.blobs.get(record.mate).size
-    return AgedLook(record.mate, size, engines, size / State.load(view.path).rebuild_bytes_per_s)
+    parts = view.blobs.parts(record.mate, 0, size)
+    made = sum(part.length for _, part in parts if part.kind == recipe.MADE)
+    seconds = size / State.load(view.path).rebuild_bytes_per_s
+    return AgedLook(record.mate, size - made, engines, seconds)
 
 
 def look_at_inode(view: View, ino: Ino) -> FileLook:
