@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 PIECE = 4 << 20
 """Bytes that are read and hashed at once."""
 PAUSE_S = 1.0
+GIVE_WAY_S = 0.2
+"""So long after the last bytes that were written somebody still writes ..."""
+GIVE_WAY_MAX_S = 5.0
+"""... but each piece has its turn after so long."""
 
 
 class Hasher:
@@ -36,7 +40,7 @@ class Hasher:
         while True:
             await trio.sleep(PAUSE_S)
             try:
-                await self.once()
+                await self._all(give_way=True)
             except DaemonError as error:
                 # The store is being closed, and what waits is listed in its index.
                 log.info("hashing ends: %s", error)
@@ -45,9 +49,12 @@ class Hasher:
 
     async def once(self) -> int:
         """Hash everything that nobody writes to; how many blobs."""
+        return await self._all(give_way=False)
+
+    async def _all(self, *, give_way: bool) -> int:
         done = 0
         for blob, ino in self._contents.blobs.unhashed():
-            done += await self._one(blob, ino)
+            done += await self._one(blob, ino, give_way=give_way)
         return done
 
     async def catch_up(self) -> None:
@@ -58,7 +65,7 @@ class Hasher:
 
     async def now(self, blob: BlobNo, ino: Ino) -> bool:
         """Hash this one before its turn; whether it has its digests then."""
-        return await self._one(blob, ino)
+        return await self._one(blob, ino, give_way=False)
 
     def _settled(self, blob: BlobNo, ino: Ino) -> bool:
         attr = self._contents.tree.inodes.find(ino)
@@ -67,7 +74,13 @@ class Hasher:
         # Without a name it is a copy that grows, or about to go.
         return attr.nlink > 0
 
-    async def _one(self, blob: BlobNo, ino: Ino) -> bool:
+    async def _wait_for_writers(self) -> None:
+        """Give way while somebody writes: hashing takes as much of a processor as storing does."""
+        with trio.move_on_after(GIVE_WAY_MAX_S):
+            while (left := self._contents.feeder.fed_at + GIVE_WAY_S - trio.current_time()) > 0:
+                await trio.sleep(left)
+
+    async def _one(self, blob: BlobNo, ino: Ino, *, give_way: bool) -> bool:
         if not self._settled(blob, ino):
             return False
         size = self._contents.tree.inodes.get(ino).size
@@ -78,6 +91,8 @@ class Hasher:
             sha1.update(data)
 
         for start in range(0, size, PIECE):
+            if give_way:
+                await self._wait_for_writers()
             try:
                 data = await self._contents.reader.read(blob, start, min(start + PIECE, size))
             except DaemonError:

@@ -7,7 +7,10 @@ until somebody waits for it; the periodic commit is the last who does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+
+import trio
 
 from cafs.blobs.blobs import Digests
 from cafs.blobs.ingest import Ingest
@@ -39,9 +42,12 @@ class Feeder:
         self._waiting: list[Batch] = []
         self._waiters: list[Done] = []
         self._bytes = 0
+        self.fed_at = -math.inf
+        """When the last batch came, by trio's clock."""
 
     def feed(self, batch: Batch, done: Done) -> None:
         """Cut and store a batch in a worker; small ones may wait until flush() or for others."""
+        self.fed_at = trio.current_time()
         if batch.size > SMALL or batch.stream.aside:
             # Nobody has to wait for the name of the whole.
             self._hash_aside(batch)

@@ -44,3 +44,43 @@ def test_a_store_that_is_closed_meanwhile_is_no_cause_for_concern(
     trio.run(close_while_hashing, tmp_path / "store")
     assert "hashing ends: the store is being closed" in caplog.text
     assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+
+
+async def hash_beside_a_writer(path: Path, written_s_ago: float) -> list[float]:
+    """How long the pieces waited for their turn."""
+    waited = []
+    turn = hasher.Hasher._wait_for_writers
+
+    async def timed(self: hasher.Hasher) -> None:
+        self._contents.feeder.fed_at = trio.current_time() - written_s_ago
+        began = trio.current_time()
+        await turn(self)
+        waited.append(trio.current_time() - began)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hasher.Hasher, "_wait_for_writers", timed)
+        async with open_store(path, OPTIONS) as store:
+            ino = await write(store, ROOT, b"file", noise(1, 1000))
+            store.contents.opened(ino, writable=True)
+            await store.contents.write(ino, 500, b"written in pieces", privileged=True)
+            await store.contents.settle(ino)
+            store.contents.closed(ino, writable=True)
+            assert store.contents.blobs.unhashed()
+            with trio.fail_after(20):
+                while store.contents.blobs.unhashed():
+                    await trio.sleep(0.001)
+    return waited
+
+
+def test_it_gives_way_to_who_writes_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hasher, "PAUSE_S", 0.0)
+    monkeypatch.setattr(hasher, "GIVE_WAY_S", 60.0)
+    monkeypatch.setattr(hasher, "GIVE_WAY_MAX_S", 0.3)
+    newstore.create(tmp_path / "one", PARAMS)
+    assert min(trio.run(hash_beside_a_writer, tmp_path / "one", 1.0)) >= 0.3
+    monkeypatch.setattr(hasher, "GIVE_WAY_MAX_S", 10.0)
+    newstore.create(tmp_path / "two", PARAMS)
+    waited = trio.run(hash_beside_a_writer, tmp_path / "two", 59.9)
+    assert 0.05 < min(waited) < 10, "only until the writer has stopped"
