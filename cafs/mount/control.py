@@ -13,7 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import trio
 
@@ -36,6 +36,35 @@ log = logging.getLogger(__name__)
 SIGN_OF_LIFE_S = 1.0
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class ControlSocket:
+    """The control socket of a store whose lock is held.  Whoever connects before it is served
+    waits: to a command a mount that is there is one that answers."""
+
+    def __init__(self, store: Path) -> None:
+        self._path = store / NAME
+        self.socket: socket.socket | None = None
+        """None, and a line in the log, where there can be none."""
+        try:
+            self._path.unlink(missing_ok=True)
+            self.socket = _listen(self._path)
+        except OSError as error:
+            log.warning("no control socket %s: %s", self._path, error.strerror)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take no more connections, and remove it; again is no harm."""
+        if self.socket is not None:
+            listening, self.socket = self.socket, None
+            listening.close()
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                # A read-only disk: a socket that nobody listens on does no harm.
+                log.info("%s is left behind: %s", self._path, error.strerror)
 
 
 class ControlServer:
@@ -63,25 +92,12 @@ class ControlServer:
             "pause_ageing": self._pause_ageing,
         }
 
-    async def run(self) -> None:
-        """Listen until cancelled."""
-        path = self._store.path / NAME
-        try:
-            path.unlink(missing_ok=True)
-            listening = _listen(path)
-        except OSError as error:
-            log.warning("no control socket %s: %s", path, error.strerror)
-            return
-        try:
-            await trio.serve_listeners(
-                self._serve, [trio.SocketListener(trio.socket.from_stdlib_socket(listening))]
-            )
-        finally:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                # A read-only disk: a socket that nobody listens on does no harm.
-                log.info("%s is left behind: %s", path, error.strerror)
+    async def run(self, control: ControlSocket) -> None:
+        """Answer whoever connects, until cancelled."""
+        with control:
+            if control.socket is not None:
+                taken = trio.socket.from_stdlib_socket(control.socket)
+                await trio.serve_listeners(self._serve, [trio.SocketListener(taken)])
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async def send(answer: dict[str, Any]) -> None:

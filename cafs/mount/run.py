@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -19,7 +20,7 @@ from cafs.config import MountOptions
 from cafs.errors import MountError, first_foreseen
 from cafs.index import warm
 from cafs.mount import mountpoint as where
-from cafs.mount.control import ControlServer
+from cafs.mount.control import ControlServer, ControlSocket
 from cafs.mount.damage import DamageReporter
 from cafs.mount.handlers import Handlers
 from cafs.mount.invalidate import Invalidator
@@ -76,28 +77,30 @@ async def _serve(
     async with open_store(path, options, mountpoint, archives=archives) as store:
         damage, known = DamageReporter(store), Known(store.tree)
         handlers = Handlers(store, damage, known)
-        try:
-            pyfuse3.init(handlers, str(mountpoint), mount_options(path, options))
-        except RuntimeError as error:
-            raise MountError(f"cannot mount on {mountpoint}: {error}") from error
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_terminate_on_signal)
-                nursery.start_soon(give_back_when_idle, store)
-                nursery.start_soon(damage.run)
-                nursery.start_soon(
-                    _attend, store, damage, known, mountpoint, options, ready, beside, nursery
-                )
-                with requests_at_once():
-                    await pyfuse3.main()
-                log.info("unmounted from %s", mountpoint)
-                nursery.cancel_scope.cancel()
-        finally:
-            pyfuse3.close(unmount=True)
+        # Before anybody can see the mount.
+        with ControlSocket(path) as control:
+            try:
+                pyfuse3.init(handlers, str(mountpoint), mount_options(path, options))
+            except RuntimeError as error:
+                raise MountError(f"cannot mount on {mountpoint}: {error}") from error
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_terminate_on_signal)
+                    nursery.start_soon(give_back_when_idle, store)
+                    nursery.start_soon(damage.run)
+                    attend = partial(_attend, store, control, damage, known, mountpoint)
+                    nursery.start_soon(attend, options, ready, beside, nursery)
+                    with requests_at_once():
+                        await pyfuse3.main()
+                    log.info("unmounted from %s", mountpoint)
+                    nursery.cancel_scope.cancel()
+            finally:
+                pyfuse3.close(unmount=True)
 
 
 async def _attend(
     store: Store,
+    control: ControlSocket,
     damage: DamageReporter,
     known: Known,
     mountpoint: Path,
@@ -115,7 +118,7 @@ async def _attend(
         if each.problem:
             log.info("could not set %s: %s", each.name, each.problem)
     server = ControlServer(store, mountpoint, tuning, damage)
-    nursery.start_soon(server.run)
+    nursery.start_soon(server.run, control)
     nursery.start_soon(server.sweeper.run)
     nursery.start_soon(server.compactor.run)
     nursery.start_soon(server.copier.run)

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cafs import storefile
+from cafs import control, storefile
 from cafs.config import StoreParams
 from cafs.index.pending import default_path
 from cafs.newstore import create
@@ -147,6 +147,7 @@ class Mount:
                     table.read()
         finally:
             os.close(pidfd)
+        assert (self.store / control.NAME).is_socket(), "who sees the mount may ask the daemon"
         os.listdir(self.root)  # answered by the daemon, so it serves from here on
 
     def is_mounted(self) -> bool:
