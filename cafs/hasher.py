@@ -93,6 +93,8 @@ class Hasher:
         for start in range(0, size, PIECE):
             if give_way:
                 await self._wait_for_writers()
+                if not self._settled(blob, ino):
+                    return False
             try:
                 data = await self._contents.reader.read(blob, start, min(start + PIECE, size))
             except DaemonError:

@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from cafs import hasher, newstore
+from cafs.operate.sweep import Sweeper
 from cafs.store import open_store
-from cafs.types import ROOT
+from cafs.types import ROOT, BlobNo, Ino
 from tests.unit.small_store import OPTIONS, PARAMS, noise, write
 
 
@@ -84,3 +85,45 @@ def test_it_gives_way_to_who_writes_but_not_for_ever(
     newstore.create(tmp_path / "two", PARAMS)
     waited = trio.run(hash_beside_a_writer, tmp_path / "two", 59.9)
     assert 0.05 < min(waited) < 10, "only until the writer has stopped"
+
+
+async def change_while_it_waits(path: Path) -> None:
+    waiting, go_on, done = trio.Event(), trio.Event(), trio.Event()
+    one = hasher.Hasher._one
+
+    async def held_up(_self: hasher.Hasher) -> None:
+        waiting.set()
+        await go_on.wait()
+
+    async def told(self: hasher.Hasher, blob: BlobNo, ino: Ino, *, give_way: bool) -> bool:
+        try:
+            return await one(self, blob, ino, give_way=give_way)
+        finally:
+            done.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hasher.Hasher, "_wait_for_writers", held_up)
+        patch.setattr(hasher.Hasher, "_one", told)
+        async with open_store(path, OPTIONS) as store:
+            ino = await write(store, ROOT, b"file", noise(1, 1000))
+            store.contents.opened(ino, writable=True)
+            await store.contents.write(ino, 500, b"written in pieces", privileged=True)
+            await store.contents.settle(ino)
+            store.contents.closed(ino, writable=True)
+            with trio.fail_after(20):
+                await waiting.wait()
+                store.tree.unlink(ROOT, b"file")
+                store.nameless.forget(ino)
+                await store.commit()
+                await Sweeper(store).once()
+                go_on.set()
+                await done.wait()
+
+
+def test_what_is_deleted_while_it_waits_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hasher, "PAUSE_S", 0.0)
+    newstore.create(tmp_path / "store", PARAMS)
+    trio.run(change_while_it_waits, tmp_path / "store")
+    assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text

@@ -46,7 +46,8 @@ def test_all_of_it_is_read(index: Path) -> None:
     thread = warm.start(index.parent)
     assert thread is not None
     thread.join(30)
-    assert resident(index) == _SIZE // mmap.PAGESIZE
+    # The kernel may take some of it back at any time.
+    assert resident(index) >= 0.99 * (_SIZE // mmap.PAGESIZE)
 
 
 def test_one_that_is_too_large_or_not_there_is_left(
