@@ -226,10 +226,10 @@ class NestedFile(ABC, Generic[GuesserT]):
     def _end_member(self, member: DeflatedMember) -> Iterator[None]:
         member.end()
         yield from self._store()
-        self._member = None
         stream, self._stream = self._stream, None
         if stream is not None:
             yield from self._end_made(stream)
+        self._member = None
 
     def _store(self) -> Iterator[None]:
         """Store what came out of a member."""

@@ -11,9 +11,20 @@ import trio
 
 from cafs import hasher, newstore
 from cafs.operate.sweep import Sweeper
-from cafs.store import open_store
+from cafs.store import Store, open_store
 from cafs.types import ROOT, BlobNo, Ino
 from tests.unit.small_store import OPTIONS, PARAMS, noise, write
+
+
+async def write_in_pieces(store: Store) -> Ino:
+    """A file whose content has no digests yet."""
+    ino = await write(store, ROOT, b"file", noise(1, 1000))
+    store.contents.opened(ino, writable=True)
+    await store.contents.write(ino, 500, b"written in pieces", privileged=True)
+    await store.contents.settle(ino)
+    store.contents.closed(ino, writable=True)
+    assert store.contents.blobs.unhashed()
+    return ino
 
 
 async def close_while_hashing(path: Path) -> None:
@@ -23,12 +34,7 @@ async def close_while_hashing(path: Path) -> None:
         store.aside.submit(release.wait, lambda _result, _error: None)
         while store.aside._jobs.qsize():
             await trio.sleep(0.001)
-        ino = await write(store, ROOT, b"file", noise(1, 1000))
-        store.contents.opened(ino, writable=True)
-        await store.contents.write(ino, 500, b"written in pieces", privileged=True)
-        await store.contents.settle(ino)
-        store.contents.closed(ino, writable=True)
-        assert store.contents.blobs.unhashed()
+        await write_in_pieces(store)
         while not store.aside._jobs.qsize():
             await trio.sleep(0.001)
         # From here on the event loop is not reached by what the thread finishes.
@@ -61,12 +67,7 @@ async def hash_beside_a_writer(path: Path, written_s_ago: float) -> list[float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hasher.Hasher, "_wait_for_writers", timed)
         async with open_store(path, OPTIONS) as store:
-            ino = await write(store, ROOT, b"file", noise(1, 1000))
-            store.contents.opened(ino, writable=True)
-            await store.contents.write(ino, 500, b"written in pieces", privileged=True)
-            await store.contents.settle(ino)
-            store.contents.closed(ino, writable=True)
-            assert store.contents.blobs.unhashed()
+            await write_in_pieces(store)
             with trio.fail_after(20):
                 while store.contents.blobs.unhashed():
                     await trio.sleep(0.001)
@@ -105,11 +106,7 @@ async def change_while_it_waits(path: Path) -> None:
         patch.setattr(hasher.Hasher, "_wait_for_writers", held_up)
         patch.setattr(hasher.Hasher, "_one", told)
         async with open_store(path, OPTIONS) as store:
-            ino = await write(store, ROOT, b"file", noise(1, 1000))
-            store.contents.opened(ino, writable=True)
-            await store.contents.write(ino, 500, b"written in pieces", privileged=True)
-            await store.contents.settle(ino)
-            store.contents.closed(ino, writable=True)
+            ino = await write_in_pieces(store)
             with trio.fail_after(20):
                 await waiting.wait()
                 store.tree.unlink(ROOT, b"file")

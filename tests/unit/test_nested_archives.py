@@ -194,6 +194,13 @@ def lying(files: dict[str, bytes], by: int) -> bytes:
     return bytes(whole)
 
 
+def cut_where_its_stream_ends() -> bytes:
+    """A zip whose only member says that it is longer, and ends there."""
+    whole = lying({"a": LIBRARY["json/decoder.py"]}, 100)
+    (length,) = struct.unpack_from("<L", whole, 18)
+    return whole[: 30 + len("a") + length - 100]
+
+
 def flipped(files: dict[str, bytes], seed: int) -> bytes:
     whole = bytearray(zipped(files))
     choice = random.Random(seed)
@@ -244,6 +251,7 @@ ODD: dict[str, Callable[[], bytes]] = {
     "far too long": lambda: lying(SMALL, 1 << 30),
     "no length": lambda: lying(SMALL, 0xFFFFFFFF - struct.unpack_from("<L", zipped(SMALL), 18)[0]),
     "cut short": lambda: zipped(SMALL)[:-3_000],
+    "cut where its stream ends": cut_where_its_stream_ends,
     "cut in a header": lambda: zipped(SMALL)[:20],
     "flipped": lambda: flipped(SMALL, 1),
     "flipped otherwise": lambda: flipped(SMALL, 2),
