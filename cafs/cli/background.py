@@ -11,11 +11,9 @@ import faulthandler
 import json
 import logging
 import os
-import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,17 +46,17 @@ def start(serve: Serve, log_file: Path, level: str) -> int:
         _become_daemon(serve, writer, log_file, level)
     os.close(writer)
     try:
-        return _await(reader, log_file)
+        with os.fdopen(reader, "rb") as pipe:
+            return _await(pipe, log_file)
     finally:
-        os.close(reader)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.waitpid(child, 0)
 
 
-def _await(reader: int, log_file: Path) -> int:
+def _await(lines: Any, log_file: Path) -> int:
     pid = 0
     try:
-        for message in _messages(reader):
+        for message in _messages(lines):
             if "pid" in message:
                 pid = int(message["pid"])
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -76,38 +74,9 @@ def _await(reader: int, log_file: Path) -> int:
     raise DaemonError("the daemon ended before the mount was there", advice=f"see {log_file}")
 
 
-def _messages(reader: int) -> Iterator[dict[str, Any]]:
-    """What the daemon says, until it has closed its end."""
-    lines = b""
-    with _signals() as signals:
-        poll = select.poll()
-        poll.register(reader, select.POLLIN)
-        poll.register(signals, select.POLLIN)
-        while True:
-            if any(descriptor == reader for descriptor, _ in poll.poll()):
-                piece = os.read(reader, 4096)
-                if not piece:
-                    return
-                *whole, lines = (lines + piece).split(b"\n")
-                yield from map(json.loads, whole)
-            else:
-                os.read(signals, 4096)
-
-
-@contextmanager
-def _signals() -> Iterator[int]:
-    """A descriptor that can be read from once a signal has come.
-
-    One that comes just before read(2) does not interrupt it: the wait would have no end.
-    """
-    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    try:
-        yield woken
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(woken)
-        os.close(wake)
+def _messages(lines: Any) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        yield json.loads(line)
 
 
 def _become_daemon(serve: Serve, writer: int, log_file: Path, level: str) -> NoReturn:

@@ -18,6 +18,9 @@ from pathlib import Path
 from cafs.cli import background
 from cafs.errors import CafsError, StoreBusyError
 
+# A shell that runs the tests in its background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def serve(ready):
     {body}
 
