@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cafs.config import MountOptions
 from cafs.mount.mountpoint import source_of
 
 MAX_BACKGROUND = 64
 """Requests of read-ahead and write-back that may wait at once (the kernel's default is 12)."""
+
+CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
+"""Where a mount's limits are, and ``abort``, by the minor number of its device (fuse.rst)."""
 
 
 class Tuning(NamedTuple):
@@ -42,7 +45,7 @@ def _escaped(text: str) -> str:
 def tune(device: str, options: MountOptions) -> list[Tuning]:
     """Set read-ahead and queue lengths of the mount with number *device* ("0:53")."""
     minor = device.split(":")[1]
-    connection = Path("/sys/fs/fuse/connections") / minor
+    connection = CONNECTIONS / minor
     return [
         _set(
             "read_ahead_kb",

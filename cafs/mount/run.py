@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import pyfuse3
 import trio
@@ -24,7 +25,7 @@ from cafs.mount.control import ControlServer, ControlSocket
 from cafs.mount.damage import DamageReporter
 from cafs.mount.handlers import Handlers
 from cafs.mount.invalidate import Invalidator
-from cafs.mount.kernel import Tuning, mount_options, tune
+from cafs.mount.kernel import CONNECTIONS, Tuning, mount_options, tune
 from cafs.mount.known import Known
 from cafs.mount.loop import requests_at_once
 from cafs.mount.memory import give_back_when_idle, tune_allocator
@@ -51,7 +52,8 @@ def run(
     """Serve *store* on *mountpoint* until it is unmounted; then commit and return.
 
     Calls *ready* once, when the mount answers and all that is *beside* it has started.  SIGTERM
-    and SIGINT unmount.  Raises StoreError, MountError and their kin if it does not come to that.
+    and SIGINT unmount.  Raises StoreError, MountError and their kin if it does not come to that,
+    and MountError after the commit if the kernel cut the connection and left a dead mount.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(50_000, 20, 50)
@@ -64,6 +66,17 @@ def run(
         raise first_foreseen(group) from group
     finally:
         sys.setswitchinterval(0.005)
+    left = where.mount_at(mountpoint)
+    if left is not None and left.store == store:
+        # Left there on purpose: a dead mount is an error for who writes, and the directory below
+        # it would take what nobody sees again.
+        raise MountError(
+            f"the connection to the mount on {mountpoint} was cut (umount -f, or abort below "
+            f"{CONNECTIONS}); all that was acknowledged is in the store",
+            advice=f"put a new mount in its place with: cafs mount {quote(str(store))} "
+            f"{quote(str(mountpoint))} --daemon",
+        )
+    log.info("unmounted from %s", mountpoint)
 
 
 async def _serve(
@@ -91,11 +104,19 @@ async def _serve(
                     attend = partial(_attend, store, control, damage, known, mountpoint)
                     nursery.start_soon(attend, options, ready, beside, nursery)
                     with requests_at_once():
-                        await pyfuse3.main()
-                    log.info("unmounted from %s", mountpoint)
+                        await _answer_requests()
                     nursery.cancel_scope.cancel()
             finally:
                 pyfuse3.close(unmount=True)
+
+
+async def _answer_requests() -> None:
+    try:
+        await pyfuse3.main()
+    except* ConnectionAbortedError:
+        # The end of a connection, as the kernel may say it to who reads at that moment; libfuse
+        # takes only ENODEV for that.
+        log.info("the kernel closed the connection while it was read from")
 
 
 async def _attend(

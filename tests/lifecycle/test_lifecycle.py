@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +18,14 @@ import pytest
 from cafs import lock
 from cafs.mount.mountpoint import mount_at
 from tests.conftest import ROOT, RunCafs
+from tests.fault.smalldisk import wait_until
 
 pytestmark = [
     pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse"),
     pytest.mark.skipif(os.geteuid() != 0, reason="cleans up with umount2(2), which root may call"),
 ]
 
+_MNT_FORCE = 1
 _MNT_DETACH = 2
 
 
@@ -233,3 +237,42 @@ def test_force_ends_a_daemon_that_hangs(place: Place) -> None:
     finally:
         os.kill(pid, signal.SIGCONT)
     assert lock.wait_until_free(place.store, 20)
+
+
+def test_a_connection_that_is_cut_under_a_user_is_said_and_loses_nothing(place: Place) -> None:
+    place.up()
+    descriptor = os.open(place.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
+    os.write(descriptor, b"content")
+    os.fsync(descriptor)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.umount2(os.fsencode(place.mountpoint), _MNT_FORCE) == -1
+    assert ctypes.get_errno() == errno.EBUSY
+    assert lock.wait_until_free(place.store, 20)
+    with pytest.raises(OSError, match="Transport endpoint is not connected"):
+        os.close(descriptor)
+    # Whoever writes now is told so, and does not write into the directory below.
+    with pytest.raises(OSError, match="Transport endpoint is not connected"):
+        (place.mountpoint / "hidden").write_bytes(b"")
+    wait_until("the log tells it", lambda: "was cut (umount -f" in place.log())
+    assert "unmounted from" not in place.log()
+    place.up()
+    assert (place.mountpoint / "file").read_text() == "content"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+def test_a_connection_that_ends_with_another_errno_ends_the_daemon_in_order(
+    place: Place, tmp_path: Path
+) -> None:
+    library = tmp_path / "closed_connection.so"
+    source = Path(__file__).with_name("closed_connection.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
+    done = place.run("up", place.store, place.mountpoint, env={"LD_PRELOAD": str(library)})
+    assert done.returncode == 0, done.stderr
+    (place.mountpoint / "file").write_text("content")
+    done = place.run("umount", place.mountpoint)
+    assert done.returncode == 0, done.stderr
+    assert "the kernel closed the connection" in place.log()
+    assert "unmounted from" in place.log()
+    assert "defect" not in place.log()
+    place.up()
+    assert (place.mountpoint / "file").read_text() == "content"
