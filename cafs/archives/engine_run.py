@@ -14,7 +14,8 @@ from typing import Final
 import xxhash
 
 from cafs.archives.engine import FEED_SIZE, Compressor, Engine
-from cafs.blobs.recipe import Made
+from cafs.blobs import recipe
+from cafs.blobs.recipe import Made, Part
 from cafs.errors import RebuildError
 
 DEPTH_MAX: Final = 2
@@ -28,7 +29,7 @@ class EngineRun:
     """The made parts that come from one run of an engine."""
 
     def __init__(self, how: Made, engine: Engine, background: bool) -> None:
-        """*how*: of its first part, which add() is to be told of as well."""
+        """*how*: of its first part, which take() takes as well."""
         if how.position:
             raise RebuildError("the recipe begins in the middle of a stream")
         self.how = how
@@ -43,13 +44,15 @@ class EngineRun:
         self._out = bytearray()
         self._compressor: Compressor | None = None
 
-    def add(self, length: int, how: Made) -> bool:
-        """One more part, if it is of this run and the next."""
-        if how != self.how._replace(check=how.check, position=self.length):
-            return False
-        self._parts.append((length, how.check))
-        self.length += length
-        return True
+    def take(self, parts: deque[Part]) -> None:
+        """Take off the front of a recipe what is of this run and comes next in it."""
+        while parts and parts[0].kind == recipe.MADE:
+            how, length = recipe.made(parts[0]), parts[0].length
+            if how != self.how._replace(check=how.check, position=self.length):
+                break
+            self._parts.append((length, how.check))
+            self.length += length
+            parts.popleft()
 
     @property
     def over(self) -> bool:

@@ -143,11 +143,10 @@ class Nested:
     async def _begin(self) -> EngineRun:
         how = recipe.made(self._parts[0])
         run = EngineRun(how, self._engine_of(how.engine), self._background)
-        while await self._look() and self._parts[0].kind == recipe.MADE:
-            part = self._parts[0]
-            if not run.add(part.length, recipe.made(part)):
-                break
-            self._parts.popleft()
+        run.take(self._parts)
+        # Its parts may go on behind those that were looked up.
+        while not self._parts and await self._look():
+            run.take(self._parts)
         return run
 
     async def close(self) -> None:

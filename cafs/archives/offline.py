@@ -131,10 +131,7 @@ class Offline:
         """The next run of an engine, with all its parts."""
         how = recipe.made(left[0])
         run = EngineRun(how, self._ready().rebuilder(how.engine), background=True)
-        while (
-            left and left[0].kind == recipe.MADE and run.add(left[0].length, recipe.made(left[0]))
-        ):
-            left.popleft()
+        run.take(left)
         return run
 
     def _made(self, left: deque[Part], source: _Source) -> Iterator[bytes]:

@@ -230,12 +230,8 @@ class Rebuild:
     def _begin(self) -> EngineRun:
         how = recipe.made(self._parts[0])
         stream = EngineRun(how, self._engine_of(how.engine), self._background)
-        while self._parts and self._parts[0].kind == recipe.MADE:
-            part = self._parts[0]
-            if not stream.add(part.length, recipe.made(part)):
-                break
-            self._at += part.length
-            self._parts.popleft()
+        stream.take(self._parts)
+        self._at += stream.length
         return stream
 
     async def close(self) -> None:

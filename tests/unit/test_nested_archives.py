@@ -435,7 +435,7 @@ def test_a_stream_is_where_it_says(tmp_path: Path) -> None:
                         if part.kind == recipe.MADE:
                             how = recipe.made(part)
                             run = EngineRun(how._replace(start=how.start + shift), engine, True)
-                            run.add(part.length, run.how)
+                            run.take(deque([recipe.made_part(part.length, run.how)]))
                             with unless(shift == 0):
                                 runs.begin(run)
                             break
@@ -460,7 +460,7 @@ def test_deeper_than_the_format_has_it_nothing_is_made() -> None:
     for level in range(DEPTH_MAX + 1):
         at += 10
         run = EngineRun(recipe.Made(0, 1, 6, at, 100, 0), cast("Engine", Never()), True)
-        run.add(10, run.how)
+        run.take(deque([recipe.made_part(10, run.how)]))
         with nullcontext() if level < DEPTH_MAX else pytest.raises(RebuildError, match="too deep"):
             runs.begin(run)
     with pytest.raises(RebuildError, match="is not followed by"):
