@@ -38,5 +38,6 @@ setup(
         ),
         extension("cafs._index", "index", ("module.c",)),
         extension("cafs._bulk", "bulk", ("module.c",)),
+        extension("cafs._receive", "receive", ("module.c",)),
     ]
 )

@@ -14,11 +14,28 @@ import struct
 import trio
 from trio.abc import HalfCloseableStream
 
+from cafs import _receive
+
 _PIECE = 256 << 10
 """Bytes that must leave within the time limit."""
 _IN_HASTE_MAX = 8
 """Times in a row that something is read or sent without letting others have their turn."""
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+_PATIENCE_MS = 2
+"""How long a thread waits for the next bytes: it must not wait for who is slow."""
+_RECEIVERS = 2
+"""Threads that receive at once."""
+
+_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("receivers")
+
+
+def _receivers() -> trio.CapacityLimiter:
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(_RECEIVERS)
+        _limiter.set(limiter)
+        return limiter
 
 
 class Connection(HalfCloseableStream):
@@ -108,6 +125,28 @@ class Connection(HalfCloseableStream):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.broken = True
             raise
+        self.received += len(data)
+        return data
+
+    async def receive_many(self, size: int) -> bytes:
+        """Up to *size* bytes of what comes without a pause; none: receive_some() is to wait.
+
+        Not under TLS.  For a sender that has filled the kernel's buffer more than once: a thread
+        empties it at once, and here is one turn for all of it instead of one for each buffer.
+        """
+        if self.broken:
+            return b""
+        # Of its own: the socket may be closed meanwhile, and its number be given to another.
+        descriptor = os.dup(self.socket.fileno())
+        try:
+            data = await trio.to_thread.run_sync(
+                _receive.many, descriptor, size, _PATIENCE_MS, limiter=_receivers()
+            )
+        except OSError as error:
+            self.broken = True
+            raise trio.BrokenResourceError(error.strerror) from error
+        finally:
+            os.close(descriptor)
         self.received += len(data)
         return data
 

@@ -8,9 +8,13 @@ whoever parses it.
 
 from __future__ import annotations
 
+from typing import Final
+
 import h11
 import trio
 from trio.abc import ReceiveStream
+
+from cafs.http.connection import Connection
 
 PIECE_MIN, PIECE = 64 << 10, 256 << 10
 """Bytes that are read at once; a unix socket holds about 200 KiB.
@@ -18,6 +22,8 @@ PIECE_MIN, PIECE = 64 << 10, 256 << 10
 Not the most from the start: memory of that size is asked of the kernel each time, which costs
 more than the bytes do where they come a few at a time.
 """
+MANY: Final = 1 << 20
+"""Bytes that a thread receives at once from a sender that is faster than the event loop."""
 
 
 class KnownLength:
@@ -31,6 +37,8 @@ class KnownLength:
         self._length = length
         self._left = length
         self._size = PIECE_MIN
+        self._is_fast = False
+        """Whether the sender fills the kernel's buffer faster than it is emptied here."""
 
     @property
     def ended(self) -> bool:
@@ -46,7 +54,7 @@ class KnownLength:
             data, self._came = self._came, b""
         else:
             try:
-                data = bytes(await self._stream.receive_some(min(self._left, self._size)))
+                data = await self._many() or await self._some()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
             if not data:
@@ -54,9 +62,25 @@ class KnownLength:
                     "the connection ended before the body: "
                     f"{self._length - self._left} of {self._length} bytes came"
                 )
-            if len(data) == self._size:
-                self._size = min(2 * self._size, PIECE)
         self._left -= len(data)
+        return data
+
+    async def _many(self) -> bytes:
+        """What a fast sender sends without a pause, if this is one."""
+        if not self._is_fast or self._left < PIECE or not isinstance(self._stream, Connection):
+            return b""
+        size = min(self._left, MANY)
+        data = await self._stream.receive_many(size)
+        self._is_fast = len(data) == size
+        return data
+
+    async def _some(self) -> bytes:
+        """What is there, or comes next."""
+        size = self._size
+        data = bytes(await self._stream.receive_some(min(self._left, size)))
+        self._is_fast = len(data) >= PIECE // 2
+        if len(data) == size:
+            self._size = min(2 * size, PIECE)
         return data
 
 

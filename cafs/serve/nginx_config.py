@@ -212,6 +212,8 @@ class _Writer:
             "    # Bodies pass through, unstored, both ways.",
             "    proxy_http_version 1.1;",
             "    proxy_request_buffering off;",
+            "    # What the daemon's socket takes at once: each piece costs both of them a turn.",
+            "    client_body_buffer_size 256k;",
             "    proxy_buffering off;",
             "    # Read in larger pieces than a page: a third less work for listings.",
             "    proxy_buffer_size 64k;",
