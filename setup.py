@@ -39,5 +39,11 @@ setup(
         extension("cafs._index", "index", ("module.c",)),
         extension("cafs._bulk", "bulk", ("module.c",)),
         extension("cafs._receive", "receive", ("module.c",)),
+        extension(
+            "cafs._digest",
+            "digest",
+            ("module.c", "../common/hash.c", "../common/hash_avx2.c"),
+            "crypto",
+        ),
     ]
 )

@@ -341,8 +341,9 @@ class Contents:
 
         At once if somebody has it open for writing, because that may go on for ever.
         """
-        while ino in self._drafts and ino not in self._writers:
-            await self._waiting.park()
+        with self.feeder.in_haste():
+            while ino in self._drafts and ino not in self._writers:
+                await self._waiting.park()
 
     async def settle_unfinished(self) -> None:
         """Settle the files that unfinished was set for."""

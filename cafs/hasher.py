@@ -7,12 +7,12 @@ index, so a restart goes on where the last run stopped.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from functools import partial
 
 import trio
 
+from cafs import _digest, priority
 from cafs.blobs.blobs import Digests
 from cafs.contents import Contents
 from cafs.errors import CafsError, DaemonError
@@ -84,12 +84,8 @@ class Hasher:
         if not self._settled(blob, ino):
             return False
         size = self._contents.tree.inodes.get(ino).size
-        sha256, sha1 = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
-
-        def update(data: bytes | memoryview) -> None:
-            sha256.update(data)
-            sha1.update(data)
-
+        both = _digest.Both()
+        idle = give_way and priority.may_idle()
         for start in range(0, size, PIECE):
             if give_way:
                 await self._wait_for_writers()
@@ -102,10 +98,10 @@ class Hasher:
             except CafsError as error:
                 log.warning("inode %d cannot be hashed: %s", ino, error)
                 return False
-            await self._contents.aside.run(partial(update, data))
+            await self._contents.aside.run(partial(both.update, [data], idle))
             if not self._settled(blob, ino):
                 return False
-        digests = Digests(sha256.digest(), sha1.digest())
+        digests = Digests(*both.digests())
         number = self._contents.blobs.hashed(blob, digests)
         if number != blob:
             self._contents.publish(ino, number, size)

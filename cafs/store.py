@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from cafs import archive_side, storefile
+from cafs import archive_side, priority, storefile
 from cafs.accesses import Accesses
 from cafs.archive_options import ArchiveOptions
 from cafs.blobs import packstart
@@ -121,7 +121,9 @@ class Store:
         self.space = Space(self.disk, path, options.reserve, clock)
         self.workers = Workers(options.ingest_threads, "ingest")
         self.readers = Workers(2, "read")
-        self.aside = Workers(1, "hash", niceness=19)
+        # What it does in the idle class needs no niceness beside that, and what it does with the
+        # interpreter's lock must not be held up.
+        self.aside = Workers(1, "hash", niceness=0 if priority.may_idle() else 19)
         self.syncer = Workers(1, "sync")
         self.chunks = Chunks(self.overlay, self.counters, self.packs, self.pack_table)
         self.blobs = Blobs(self.overlay, self.counters, self.chunks)

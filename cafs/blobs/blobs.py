@@ -69,7 +69,8 @@ class Blobs:
         recent = self.recent.get(sha256)
         if recent is not None:
             return recent
-        for number in self.overlay.committed_numbers(layout.BLOB_SHA256, sha256):
+        (numbers,) = self.overlay.committed_numbers(layout.BLOB_SHA256, [sha256])
+        for number in numbers:
             value = self.overlay.get(layout.BLOBS, layout.u48(number))
             if value is not None and layout.unpack_blob(value).sha256 == sha256:
                 return BlobNo(number)
@@ -196,7 +197,10 @@ class Blobs:
             yield decoded(0, record.parts)
             return
         # One byte to the left: a part that is appended joins the last row, not a row of its own.
-        yield from self.rows.range(number, max(0, start - 1), max(end, start + 1))
+        for row in self.rows.range(number, max(0, start - 1), max(end, start + 1)):
+            full = len(row.parts) >= layout.PARTS_PER_ROW and row.parts[-1].kind != recipe.HOLE
+            if row.end > start or not full:
+                yield row
 
     def unhashed(self) -> list[tuple[BlobNo, Ino]]:
         """Blobs without digests, and the inode that each belongs to."""

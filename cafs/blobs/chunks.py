@@ -111,23 +111,24 @@ class Chunks:
         encode: Callable[[list[int]], Sequence[StoredChunk]],
         numbers: dict[bytes, ChunkNo],
     ) -> None:
-        missing: dict[bytes, int] = {}
+        missing = {
+            digest: position for position, digest in enumerate(digests) if digest not in numbers
+        }
         damaged: dict[bytes, ChunkNo] = {}
-        for position, digest in enumerate(digests):
-            if digest in numbers or digest in missing:
-                continue
-            candidate = self._committed(digest)
-            if candidate:
-                with self._lock:
-                    # The sweep may have taken it since.
-                    value = self._overlay.get_anywhere(layout.CHUNKS, layout.u48(candidate))
+        candidates = self._committed(missing)
+        if candidates:
+            with self._lock:
+                # The sweep may have taken some since.
+                values = self._overlay.get_anywhere(
+                    layout.CHUNKS, [layout.u48(number) for number in candidates.values()]
+                )
+                for (digest, number), value in zip(candidates.items(), values, strict=True):
                     if value is not None and layout.unpack_chunk(value).extent.damaged:
-                        damaged[digest] = candidate
+                        damaged[digest] = number
                     elif value is not None:
-                        self._pin([candidate])
-                        numbers[digest] = candidate
-                        continue
-            missing[digest] = position
+                        self._pin([number])
+                        numbers[digest] = number
+                        del missing[digest]
         if not missing:
             return
         stored = encode(list(missing.values()))
@@ -158,12 +159,22 @@ class Chunks:
     def _known(self, digest: bytes) -> ChunkNo | None:
         return self._landing.get(digest) or self.recent.get(digest)
 
-    def _committed(self, digest: bytes) -> ChunkNo | None:
-        for number in self._overlay.committed_numbers(layout.CHUNK_SHA256, digest):
-            value = self._overlay.get_anywhere(layout.CHUNKS, layout.u48(number))
-            if value is not None and value.startswith(digest):
-                return ChunkNo(number)
-        return None
+    def _committed(self, digests: Iterable[bytes]) -> dict[bytes, ChunkNo]:
+        """Those of the digests that the newest commit knows."""
+        digests = list(digests)
+        found = self._overlay.committed_numbers(layout.CHUNK_SHA256, digests)
+        pairs = [
+            (digest, ChunkNo(number))
+            for digest, numbers in zip(digests, found, strict=True)
+            for number in numbers
+        ]
+        keys = [layout.u48(number) for _, number in pairs]
+        values = self._overlay.get_anywhere(layout.CHUNKS, keys) if keys else []
+        return {
+            digest: number
+            for (digest, number), value in zip(pairs, values, strict=True)
+            if value is not None and value.startswith(digest)
+        }
 
     def _pin(self, numbers: Iterable[ChunkNo]) -> None:
         self._pins.update(numbers)
@@ -209,7 +220,7 @@ class Chunks:
 
     def at(self, sha256: bytes, pack: PackNo, offset: int) -> tuple[ChunkNo, Extent] | None:
         """The chunk that lies just there, or None."""
-        number = self._known(sha256) or self._committed(sha256)
+        number = self._known(sha256) or self._committed([sha256]).get(sha256)
         if number is not None:
             extent = self.get(number).extent
             if extent.pack == pack and extent.offset == offset:

@@ -8,10 +8,12 @@ until somebody waits for it; the periodic commit is the last who does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
+from cafs import priority
 from cafs.blobs.blobs import Digests
 from cafs.blobs.ingest import Ingest
 from cafs.blobs.stream import Batch, Fed, IngestStream, feed_all
@@ -42,6 +44,7 @@ class Feeder:
         self._waiting: list[Batch] = []
         self._waiters: list[Done] = []
         self._bytes = 0
+        self._waiting_for_digests = 0
         self.fed_at = -math.inf
         """When the last batch came, by trio's clock."""
 
@@ -87,7 +90,20 @@ class Feeder:
         def hashed(_result: None, _error: Exception | None) -> None:
             self._lag -= batch.size
 
-        self._aside.submit(lambda: stream.hash(batch.buffers, batch.start), hashed)
+        def hash_it() -> None:
+            idle = self._waiting_for_digests == 0 and priority.may_idle()
+            stream.hash(batch.buffers, batch.start, idle=idle)
+
+        self._aside.submit(hash_it, hashed)
+
+    @contextmanager
+    def in_haste(self) -> Iterator[None]:
+        """Within the block somebody waits for digests: hashing stands back for nobody."""
+        self._waiting_for_digests += 1
+        try:
+            yield
+        finally:
+            self._waiting_for_digests -= 1
 
     def digests_later(
         self, stream: IngestStream, done: Callable[[Digests | None, Exception | None], None]

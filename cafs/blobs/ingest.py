@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import xxhash
-
+from cafs import _digest
 from cafs.blobs import chunker, codec, recipe
 from cafs.blobs.chunker import DIGEST_SIZE, ChunkParams
 from cafs.blobs.chunks import Chunks
@@ -128,7 +127,7 @@ def _encode(chunks: list[tuple[bytes, memoryview, bool]], level: int) -> list[St
     for compressible in (True, False):
         some = [(name, raw) for name, raw, wanted in chunks if wanted is compressible]
         forms = codec.encode_many([raw for _, raw in some], level, compressible)
-        for (name, raw), (kind, stored) in zip(some, forms, strict=True):
-            xxh3 = xxhash.xxh3_64_intdigest(stored)
+        sums = _digest.xxh3_each([stored for _, stored in forms])
+        for (name, raw), (kind, stored), xxh3 in zip(some, forms, sums, strict=True):
             result.append(StoredChunk(name, stored, kind, len(raw), xxh3))
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from cafs.blobs import recipe
@@ -51,10 +51,13 @@ class Rows:
         row = self._decoded.get(key)
         if row is None:
             row = decoded(begin, value)
-            self._decoded[key] = row
-            if len(self._decoded) > _CACHED:
-                self._decoded.popitem(last=False)
+            self._keep(key, row)
         return row
+
+    def _keep(self, key: bytes, row: Row) -> None:
+        self._decoded[key] = row
+        if len(self._decoded) > _CACHED:
+            self._decoded.popitem(last=False)
 
     def put(self, number: BlobNo, start: int, parts: Sequence[Part]) -> None:
         """Write *parts* as rows, from byte *start* of the blob on."""
@@ -64,7 +67,10 @@ class Rows:
             while len(encoded := recipe.encode(group)) > layout.ROW_MAX and len(group) > 1:
                 group = group[: len(group) // 2]
             self.put_encoded(number, start, encoded)
-            start += recipe.total_length(group)
+            # What is appended next joins it.
+            row = row_of(start, list(group))
+            self._keep(layout.recipe_key(number, start), row)
+            start = row.end
             index += len(group)
 
     def put_encoded(self, number: BlobNo, start: int, row: bytes) -> None:
@@ -88,12 +94,13 @@ class Rows:
 
 def decoded(start: int, encoded: bytes) -> Row:
     """An encoded row that begins at byte *start*.  Raises IndexDamagedError."""
-    parts = recipe.decode(encoded)
-    starts = []
-    for part in parts:
-        starts.append(start)
-        start += part.length
-    return Row(starts, parts, start)
+    return row_of(start, recipe.decode(encoded))
+
+
+def row_of(start: int, parts: list[Part]) -> Row:
+    """A row of *parts* that begins at byte *start*."""
+    *starts, end = accumulate((part.length for part in parts), initial=start)
+    return Row(starts, parts, end)
 
 
 def split(begin: int, part: Part, start: int, end: int) -> Iterator[tuple[int, Part]]:

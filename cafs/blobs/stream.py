@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from cafs import _digest
 from cafs.blobs import codec
 from cafs.blobs.blobs import Digests
 from cafs.blobs.chunker import DIGEST_SIZE
@@ -82,11 +83,10 @@ class IngestStream:
         self._state = _State(tail, len(tail), compressible)
         self._turn = 0
         self._next_turn = threading.Condition()
-        self._sha256 = hashlib.sha256()
-        self._sha1 = hashlib.sha1(usedforsecurity=False)
+        self._both = _digest.Both()
         self._hashed = 0
         self._late = b""
-        """Bytes that SHA-1 has seen and SHA-256 has not."""
+        """Bytes behind those, if they may be the whole content in one piece."""
 
     # -- cutting: workers --------------------------------------------------------------------
 
@@ -140,34 +140,34 @@ class IngestStream:
         """
         if not self.whole or self.aside:
             return None
-        self._sha1.update(joined)
         self._late += joined
         if final and len(piece_digests) == DIGEST_SIZE and not self._hashed:
-            return Digests(piece_digests, self._sha1.digest())
+            sha1 = hashlib.sha1(self._late, usedforsecurity=False).digest()
+            return Digests(piece_digests, sha1)
         self._catch_up()
         return self.digests() if final else None
 
-    def hash(self, buffers: Sequence[bytes], start: int) -> None:
+    def hash(self, buffers: Sequence[bytes], start: int, *, idle: bool) -> None:
         """Hash buffers, whose first byte is byte *start* of the content, as far as is new.
 
         For a thread of its own, beside the cutting: what had to be cut again after a failure
-        comes here twice.
+        comes here twice.  *idle*: only while a processor has nothing else to do.
         """
         self._catch_up()
+        fresh = []
         for buffer in buffers:
-            fresh = buffer[max(0, self._hashed - start) :]
-            self._sha1.update(fresh)
-            self._sha256.update(fresh)
-            self._hashed += len(fresh)
+            fresh.append(memoryview(buffer)[max(0, self._hashed - start) :])
+            self._hashed += len(fresh[-1])
             start += len(buffer)
+        self._both.update(fresh, idle)
 
     def digests(self) -> Digests:
         """The digests of all that was hashed."""
         self._catch_up()
-        return Digests(self._sha256.digest(), self._sha1.digest())
+        return Digests(*self._both.digests())
 
     def _catch_up(self) -> None:
-        self._sha256.update(self._late)
+        self._both.update([self._late])
         self._hashed += len(self._late)
         self._late = b""
 

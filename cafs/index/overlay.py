@@ -104,39 +104,53 @@ class Overlay:
         filled = tuple(layer[database] for layer in layers if layer is not None and layer[database])
         return self._txn.get, self._env.databases[database], filled
 
-    def get_anywhere(self, database: int, key: bytes) -> bytes | None:
-        """As get(), for a thread other than the owner.
+    # Each call of LMDB lets go of the interpreter lock, and a thread gets it back when the event
+    # loop next pauses.  So what threads ask for is asked in as few calls as there can be.
+
+    def get_anywhere(self, database: int, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As get() for each of the keys, for a thread other than the owner.
 
         Looks at the layers first and only then begins a transaction: a commit that empties a
         layer in between is in that transaction.
         """
+        values: list[Any] = [self._above(database, key) for key in keys]
+        if _MISSING in values:
+            try:
+                with self._env.begin() as txn:
+                    for at, value in enumerate(values):
+                        if value is _MISSING:
+                            values[at] = self._env.get(txn, database, keys[at])
+            except lmdb.Error as error:
+                raise damaged(database, error) from error
+        return values
+
+    def _above(self, database: int, key: bytes) -> object:
         for layer in (self._active, self._frozen):
             if layer is not None:
                 value = layer[database].get(key, _MISSING)
                 if value is not _MISSING:
-                    return value  # type: ignore[no-any-return]
-        try:
-            with self._env.begin() as txn:
-                return self._env.get(txn, database, key)
-        except lmdb.Error as error:
-            raise damaged(database, error) from error
+                    return value
+        return _MISSING
 
-    def committed_numbers(self, database: int, digest: bytes) -> list[int]:
-        """Numbers under a digest's prefix in the newest commit.  Any thread."""
-        prefix = digest[: layout.DIGEST_PREFIX]
-        numbers = []
+    def committed_numbers(self, database: int, digests: Iterable[bytes]) -> list[list[int]]:
+        """Numbers under each digest's prefix in the newest commit.  Any thread."""
+        result = []
         try:
             with (
                 self._env.begin() as txn,
                 txn.cursor(self._env.databases[database]) as cursor,
             ):
-                found = cursor.set_range(prefix)
-                while found and (key := cursor.key()).startswith(prefix):
-                    numbers.append(layout.digest_number(key))
-                    found = cursor.next()
+                for digest in digests:
+                    prefix = digest[: layout.DIGEST_PREFIX]
+                    numbers = []
+                    found = cursor.set_range(prefix)
+                    while found and (key := cursor.key()).startswith(prefix):
+                        numbers.append(layout.digest_number(key))
+                        found = cursor.next()
+                    result.append(numbers)
         except lmdb.Error as error:
             raise damaged(database, error) from error
-        return numbers
+        return result
 
     def put(self, database: int, key: bytes, value: bytes, *, shown: bool = True) -> None:
         """Set a key.  Not *shown*: whoever answers from the record before is right, too."""

@@ -77,7 +77,7 @@ def _content(index: Path) -> tuple[Content, set[tuple[str, bytes]]]:
         for name, key in keys:
             try:
                 value = overlay.get(NUMBERS[name], key)
-                assert overlay.get_anywhere(NUMBERS[name], key) == value
+                assert overlay.get_anywhere(NUMBERS[name], [key]) == [value]
             except IndexDamagedError as error:
                 assert name in str(error)
                 bad.add((name, key))

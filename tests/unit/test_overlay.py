@@ -101,7 +101,9 @@ def _compare(
     for number in range(16):
         wanted = model.get(key(number))
         assert overlay.get(database, key(number)) == wanted
-        assert overlay.get_anywhere(database, key(number)) == wanted
+        assert overlay.get_anywhere(database, [key(number)]) == [wanted]
+    keys = [key(number) for number in range(16)]
+    assert overlay.get_anywhere(database, keys) == [model.get(each) for each in keys]
     if database not in layout.RANGED:
         return
     inside = sorted(model.items())

@@ -1,0 +1,96 @@
+"""Digests of whole contents, and what computing them must not do to others."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cafs import _digest, priority
+
+pieces_of = st.lists(st.one_of(st.binary(max_size=300), st.integers(1, 100_000).map(os.urandom)))
+
+
+@given(pieces_of, st.booleans())
+def test_digests_are_those_of_the_whole(pieces: list[bytes], idle: bool) -> None:
+    both = _digest.Both()
+    seen = b""
+    for piece in pieces:
+        both.update([memoryview(piece)], idle and priority.may_idle())
+        seen += piece
+        # Asking changes nothing.
+        assert both.digests() == (hashlib.sha256(seen).digest(), hashlib.sha1(seen).digest())
+    at_once = _digest.Both()
+    at_once.update(tuple(pieces))
+    assert at_once.digests() == both.digests()
+
+
+@given(pieces_of)
+def test_xxh3_of_each(pieces: list[bytes]) -> None:
+    assert _digest.xxh3_each(pieces) == [xxhash.xxh3_64_intdigest(piece) for piece in pieces]
+
+
+@pytest.mark.parametrize("bad", [5, None, [5], [b"good", None], ["text"]])
+def test_what_is_no_buffer_is_refused_and_changes_nothing(bad: Sequence[bytes]) -> None:
+    both = _digest.Both()
+    both.update([b"before"])
+    before = both.digests()
+    with pytest.raises(TypeError):
+        both.update(bad)
+    assert both.digests() == before
+    with pytest.raises(TypeError):
+        _digest.xxh3_each(bad)
+
+
+def test_two_threads_at_once_are_refused() -> None:
+    both = _digest.Both()
+    data = bytes(200 << 20)
+    hashing = threading.Thread(target=both.update, args=([data],))
+    hashing.start()
+    refused = 0
+    while hashing.is_alive() and not refused:
+        try:
+            both.update([b"x"])
+        except ValueError as error:
+            assert "another thread" in str(error)
+            refused += 1
+    hashing.join()
+    assert refused
+
+
+def _classes_seen(work: threading.Thread) -> set[int]:
+    work.start()
+    seen = set()
+    while work.is_alive():
+        try:
+            seen.add(os.sched_getscheduler(work.native_id or 0))
+        except ProcessLookupError:
+            break
+        time.sleep(0.0005)
+    work.join()
+    return seen
+
+
+@pytest.mark.skipif(not priority.may_idle(), reason="may not leave the idle class")
+def test_the_idle_class_is_for_hashing_only() -> None:
+    both = _digest.Both()
+    data = bytes(50 << 20)
+    after: list[int] = []
+
+    def work() -> None:
+        both.update([data], True)
+        after.append(os.sched_getscheduler(0))
+
+    assert os.SCHED_IDLE in _classes_seen(threading.Thread(target=work))
+    assert after == [os.SCHED_OTHER]
+    # Nor does it reach the thread that asked whether it may.
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    plain = threading.Thread(target=both.update, args=([data],))
+    assert _classes_seen(plain) == {os.SCHED_OTHER}
