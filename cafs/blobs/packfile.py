@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 SIDE_KEPT_MAX = 4 << 20
 """Bytes of a sidecar that may wait in memory to become durable: 65,536 chunks."""
+BEGIN_WRITING_FROM = 256 << 10
+"""Bytes of an append that the disk begins with at once; small ones are better off together."""
 
 
 class StoredChunk(NamedTuple):
@@ -144,7 +146,10 @@ class PackFile:
             )
             pending.append(_Pending(offset, chunk))
             offset += length
-        self._disk.pwrite_all(self._open_pack(), [chunk.stored for chunk in chunks], self.size)
+        fd = self._open_pack()
+        self._disk.pwrite_all(fd, [chunk.stored for chunk in chunks], self.size)
+        if offset - self.size >= BEGIN_WRITING_FROM:
+            self._disk.begin_writing(fd, self.size, offset - self.size)
         with self._lock:
             self._pending += pending
             self._unsynced_bytes += offset - self.size

@@ -18,7 +18,7 @@ from cafs.cli import background
 from cafs.cli.output import note, warn
 from cafs.config import MountOptions, Settings
 from cafs.errors import AccessError
-from cafs.index import pending
+from cafs.index import pending, warm
 from cafs.index.reads import path_beside
 from cafs.mount import mountpoint as where
 from cafs.mount.unmount import unmount
@@ -126,6 +126,7 @@ def _serve(
     settings: Settings,
     ready: Callable[[], None],
 ) -> None:
+    warm.start(store / "index")
     # Slow to import: it brings trio and pyfuse3.
     from cafs.mount.run import run
 

@@ -1,7 +1,8 @@
 """Bringing the index into the page cache when a daemon starts.
 
 A cold index is read one random page at a time by whoever looks something up, which a disk
-answers a hundred times slower than one read from its beginning to its end.  Invariant: it is
+answers a hundred times slower than one read from its beginning to its end.  Whoever starts a
+daemon begins with this, since the disk has nothing else to do meanwhile.  Invariant: it is
 only ever a hint: nobody waits for it, it changes nothing, and it fails in silence.
 """
 

@@ -19,7 +19,6 @@ import trio
 from cafs.archive_options import ArchiveOptions
 from cafs.config import MountOptions
 from cafs.errors import MountError, first_foreseen
-from cafs.index import warm
 from cafs.mount import mountpoint as where
 from cafs.mount.control import ControlServer, ControlSocket
 from cafs.mount.damage import DamageReporter
@@ -58,7 +57,6 @@ def run(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(50_000, 20, 50)
     tune_allocator()
-    warm.start(store / "index")
     logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
     try:
         trio.run(_serve, store, mountpoint, options, ready, beside, archives)

@@ -21,6 +21,7 @@ import trio
 from cafs import lock
 from cafs.config import Settings
 from cafs.errors import CafsError, ConfigError, DaemonError, NginxError, first_foreseen
+from cafs.index import warm
 from cafs.mount import mountpoint as where
 from cafs.mount.unmount import unmount
 from cafs.serve import nginx_process, rundir
@@ -59,6 +60,7 @@ def run(service: Service, ready: Callable[[], None]) -> None:
     Calls *ready* once, when both answer.  Raises what kept it from that, and the error of a
     child that dies again and again.
     """
+    warm.start(service.store / "index")
     # A connection through nginx takes three descriptors; what may be had is inherited.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

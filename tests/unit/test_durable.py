@@ -120,6 +120,15 @@ def test_descriptors_are_not_inherited(disk: Disk, fd: int) -> None:
     assert not os.get_inheritable(fd)
 
 
+def test_beginning_to_write_promises_nothing(disk: Disk, fd: int, tmp_path: Path) -> None:
+    disk.pwrite_all(fd, [b"x" * 300_000], 0)
+    disk.begin_writing(fd, 0, 300_000)
+    disk.begin_writing(fd, 1 << 40, 1)
+    assert disk.pread_exact(fd, 300_000, 0) == b"x" * 300_000
+    # Nor does it say what is wrong.
+    disk.begin_writing(-1, 0, 1)
+
+
 def test_free_bytes(disk: Disk, tmp_path: Path) -> None:
     assert 0 < disk.free_bytes(tmp_path) <= os.statvfs(tmp_path).f_blocks * 1 << 20
 
