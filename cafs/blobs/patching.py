@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from cafs.blobs import recipe
 from cafs.blobs.base import Base
 from cafs.blobs.recipe import Part
 from cafs.blobs.spool import Spool
@@ -40,16 +41,17 @@ async def settle(base: Base, spool: Spool, size: int, read: Read) -> None:
 
 async def _settle_range(base: Base, spool: Spool, read: Read, start: int, end: int) -> int:
     """Cut anew from the border before *start* to a border at or behind *end*; where that is."""
-    if start > base.covered:
-        base.extend(start)
-    first = base.border(start)
+    gap = max(0, start - base.covered)
+    first = start if gap else base.border(start)
     parts: list[Part] = []
     try:
         stop = await _cut_anew(base, spool, read, first, end, parts)
     except BaseException:
         base.unpin(parts)
         raise
-    base.replace(first, min(stop, base.covered), parts, max(stop, base.covered))
+    # With the hole before it in one step: a commit has all of a write, or nothing.
+    hole = [recipe.hole(gap)] if gap else []
+    base.replace(first - gap, min(stop, base.covered), hole + parts, max(stop, base.covered))
     return stop
 
 
@@ -61,8 +63,8 @@ async def _cut_anew(
     rest = b""
     # After a small change the old border behind it nearly always is one again, and what is cut
     # beyond is thrown away.
-    window = min(WINDOW_MAX, base.border_behind(min(end, base.covered)) - first + LOOKAHEAD)
-    window = max(window, LOOKAHEAD)
+    behind = max(end, base.border_behind(min(end, base.covered)))
+    window = min(WINDOW_MAX, behind - first + LOOKAHEAD)
     while True:
         stop = _data_end(base, spool, max(end, position + 1))
         upto = min(position + window, stop)

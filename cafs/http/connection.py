@@ -136,8 +136,12 @@ class Connection(HalfCloseableStream):
         """
         if self.broken:
             return b""
-        # Of its own: the socket may be closed meanwhile, and its number be given to another.
-        descriptor = os.dup(self.socket.fileno())
+        try:
+            # Of its own: the socket may be closed meanwhile, and its number be given to another.
+            descriptor = os.dup(self.socket.fileno())
+        except OSError:
+            # Too many are open: it goes without.
+            return b""
         try:
             data = await trio.to_thread.run_sync(
                 _receive.many, descriptor, size, _PATIENCE_MS, limiter=_receivers()

@@ -59,15 +59,14 @@ def run(
     tune_allocator()
     logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
     try:
-        trio.run(_serve, store, mountpoint, options, ready, beside, archives)
+        cut = trio.run(_serve, store, mountpoint, options, ready, beside, archives)
     except BaseExceptionGroup as group:
         raise first_foreseen(group) from group
     finally:
         sys.setswitchinterval(0.005)
-    left = where.mount_at(mountpoint)
-    if left is not None and left.store == store:
-        # Left there on purpose: a dead mount is an error for who writes, and the directory below
-        # it would take what nobody sees again.
+    if cut:
+        # The dead mount stays on purpose: it is an error for who writes, and the directory below it
+        # would take what nobody sees again.
         raise MountError(
             f"the connection to the mount on {mountpoint} was cut (umount -f, or abort below "
             f"{CONNECTIONS}); all that was acknowledged is in the store",
@@ -84,7 +83,8 @@ async def _serve(
     ready: Callable[[], None],
     beside: Sequence[Beside],
     archives: ArchiveOptions,
-) -> None:
+) -> bool:
+    """Whether the connection was cut, so that the mount is still there."""
     async with open_store(path, options, mountpoint, archives=archives) as store:
         damage, known = DamageReporter(store), Known(store.tree)
         handlers = Handlers(store, damage, known)
@@ -106,6 +106,9 @@ async def _serve(
                     nursery.cancel_scope.cancel()
             finally:
                 pyfuse3.close(unmount=True)
+            # As long as the store is locked nobody else can have mounted it.
+            left = where.mount_at(mountpoint)
+            return left is not None and left.store == path
 
 
 async def _answer_requests() -> None:

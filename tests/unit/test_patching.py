@@ -9,7 +9,7 @@ import pytest
 from cafs.blobs.ingest import Ingest, Pieces, Slice
 from cafs.newstore import create
 from cafs.store import Store
-from cafs.types import ROOT
+from cafs.types import ROOT, BlobNo, Ino
 from tests.unit.small_store import PARAMS, assert_sound, in_store, noise, write
 
 SIZE = 1_000_000
@@ -82,4 +82,34 @@ def test_a_change_of_nothing_but_a_hole(path: Path) -> None:
         assert await store.contents.read(ino, 0, 300_000) == expected
 
     in_store(path, work)
+    assert_sound(path)
+
+
+@pytest.mark.parametrize("before", [0, 1, SIZE])
+def test_what_is_written_behind_the_end_comes_with_its_hole(
+    path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """A commit may fall between any two states that are published: there is none between."""
+    sizes: list[int] = []
+
+    async def work(store: Store) -> None:
+        ino = await write(store, ROOT, b"file", DATA[:before])
+        await store.contents.finished(ino)
+        publish = store.tree.publish
+
+        def published(target: Ino, blob: BlobNo, size: int) -> None:
+            if target == ino:
+                sizes.append(size)
+            publish(target, blob, size)
+
+        monkeypatch.setattr(store.tree, "publish", published)
+        far = before + 200_000
+        await store.contents.write(ino, far, noise(3, 5000), privileged=True)
+        await store.contents.settle(ino)
+        assert await store.contents.read(ino, 0, SIZE * 2) == (
+            DATA[:before] + bytes(200_000) + noise(3, 5000)
+        )
+
+    in_store(path, work)
+    assert set(sizes) <= {before, before + 205_000}
     assert_sound(path)
