@@ -319,7 +319,8 @@ class Store:
         self.archives.let_go()
         self.workers.close()
         self.readers.close()
-        self.aside.close()
+        with self.contents.feeder.in_haste():
+            self.aside.close()
         self.syncer.close()
         self.overlay.close()
         self.environment.close()

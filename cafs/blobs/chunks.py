@@ -115,7 +115,7 @@ class Chunks:
             digest: position for position, digest in enumerate(digests) if digest not in numbers
         }
         damaged: dict[bytes, ChunkNo] = {}
-        candidates = self._committed(missing)
+        candidates = self._committed(missing) if missing else {}
         if candidates:
             with self._lock:
                 # The sweep may have taken some since.
@@ -155,6 +155,8 @@ class Chunks:
                     self._landing_extents[number] = (chunk.sha256, extent)
                 self._pin([number])
                 numbers[chunk.sha256] = number
+        # Not with the lock: a disk that is busy makes this wait.
+        self._packs.begin_writing()
 
     def _known(self, digest: bytes) -> ChunkNo | None:
         return self._landing.get(digest) or self.recent.get(digest)

@@ -90,11 +90,11 @@ class Feeder:
         def hashed(_result: None, _error: Exception | None) -> None:
             self._lag -= batch.size
 
-        def hash_it() -> None:
-            idle = self._waiting_for_digests == 0 and priority.may_idle()
-            stream.hash(batch.buffers, batch.start, idle=idle)
+        self._aside.submit(lambda: stream.hash(batch.buffers, batch.start, self._is_idle), hashed)
 
-        self._aside.submit(hash_it, hashed)
+    def _is_idle(self) -> bool:
+        """Whether hashing may wait until a processor has nothing else to do."""
+        return self._waiting_for_digests == 0 and priority.may_idle()
 
     @contextmanager
     def in_haste(self) -> Iterator[None]:

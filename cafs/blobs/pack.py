@@ -192,6 +192,13 @@ class PackStore:
                 self._current.full = True
                 self._current = None
 
+    def begin_writing(self) -> None:
+        """Have the disk begin with what was appended, so that sync() waits less.  May block."""
+        with self._lock:
+            packs = list(self._open.values())
+        for pack in packs:
+            pack.begin_writing()
+
     def sync(self) -> None:
         """Make durable all that was appended before the call, and seal the packs that are full.
 

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 SIDE_KEPT_MAX = 4 << 20
 """Bytes of a sidecar that may wait in memory to become durable: 65,536 chunks."""
 BEGIN_WRITING_FROM = 256 << 10
-"""Bytes of an append that the disk begins with at once; small ones are better off together."""
+"""Bytes that the disk begins with before a sync asks for them; few are better off together."""
 
 
 class StoredChunk(NamedTuple):
@@ -95,6 +95,8 @@ class PackFile:
         self._lock = threading.Lock()  # guards _pending, size, synced, _unsynced_bytes
         self._pending: list[_Pending] = []
         self._unsynced_bytes = 0
+        self._begun = size
+        """Bytes that the disk was told to begin with."""
         self._pack_fd: int | None = None
         self._lost = False  # a sync failed: what is pending must be written again
         self._side_fd: int | None = None
@@ -146,10 +148,7 @@ class PackFile:
             )
             pending.append(_Pending(offset, chunk))
             offset += length
-        fd = self._open_pack()
-        self._disk.pwrite_all(fd, [chunk.stored for chunk in chunks], self.size)
-        if offset - self.size >= BEGIN_WRITING_FROM:
-            self._disk.begin_writing(fd, self.size, offset - self.size)
+        self._disk.pwrite_all(self._open_pack(), [chunk.stored for chunk in chunks], self.size)
         with self._lock:
             self._pending += pending
             self._unsynced_bytes += offset - self.size
@@ -172,6 +171,16 @@ class PackFile:
             self._side = sidecar.cut(self._side, least, end)
             self._side_written = min(self._side_written, self._side_start + len(self._side))
             self._side_cut = end if self._side_cut is None else min(end, self._side_cut)
+
+    def begin_writing(self) -> None:
+        """Have the disk begin with what was appended, if that is much.  Any thread; may block."""
+        with self._lock:
+            fd, low, high = self._pack_fd, min(self._begun, self.size), self.size
+            if fd is None or high - low < BEGIN_WRITING_FROM:
+                return
+            self._begun = high
+        # Should it be closed meanwhile, another file begins early at most.
+        self._disk.begin_writing(fd, low, high - low)
 
     def sync(self) -> None:
         """Make durable what was appended before the call; seal the pack if it is full.

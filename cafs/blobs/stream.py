@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from cafs.blobs.blobs import Digests
 from cafs.blobs.chunker import DIGEST_SIZE
 from cafs.blobs.ingest import Ingest, Pieces, Slice
 from cafs.blobs.recipe import Part
+from cafs.errors import CafsError
 
 
 class Fed(NamedTuple):
@@ -85,6 +86,8 @@ class IngestStream:
         self._next_turn = threading.Condition()
         self._both = _digest.Both()
         self._hashed = 0
+        self._is_whole = True
+        """Whether no byte before those is missing in the digests."""
         self._late = b""
         """Bytes behind those, if they may be the whole content in one piece."""
 
@@ -147,22 +150,27 @@ class IngestStream:
         self._catch_up()
         return self.digests() if final else None
 
-    def hash(self, buffers: Sequence[bytes], start: int, *, idle: bool) -> None:
+    def hash(self, buffers: Sequence[bytes], start: int, idle: Callable[[], bool]) -> None:
         """Hash buffers, whose first byte is byte *start* of the content, as far as is new.
 
         For a thread of its own, beside the cutting: what had to be cut again after a failure
-        comes here twice.  *idle*: only while a processor has nothing else to do.
+        comes here twice.  *idle*, asked for each buffer: only while a processor has nothing else
+        to do.
         """
         self._catch_up()
-        fresh = []
+        is_whole, self._is_whole = self._is_whole, False
         for buffer in buffers:
-            fresh.append(memoryview(buffer)[max(0, self._hashed - start) :])
-            self._hashed += len(fresh[-1])
+            fresh = memoryview(buffer)[max(0, self._hashed - start) :]
+            self._both.update([fresh], idle())
+            self._hashed += len(fresh)
             start += len(buffer)
-        self._both.update(fresh, idle)
+        # Only now: what could not be hashed must not be missing in silence.
+        self._is_whole = is_whole
 
     def digests(self) -> Digests:
-        """The digests of all that was hashed."""
+        """The digests of all that was hashed.  Raises CafsError if something could not be."""
+        if not self._is_whole:
+            raise CafsError("a part of the content could not be hashed")
         self._catch_up()
         return Digests(*self._both.digests())
 

@@ -95,7 +95,12 @@ def _become_daemon(serve: Serve, writer: int, log_file: Path, level: str) -> NoR
 
 
 def _run(serve: Serve, writer: int, log_file: Path, level: str) -> int:
+    is_ready = False
+
     def tell(**message: object) -> None:
+        if is_ready:
+            # The command has gone; the log has it.
+            return
         try:
             os.write(writer, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
@@ -103,7 +108,9 @@ def _run(serve: Serve, writer: int, log_file: Path, level: str) -> int:
             pass
 
     def ready() -> None:
+        nonlocal is_ready
         tell(ready=True)
+        is_ready = True
         os.close(writer)
 
     # A signal that the command had blocked or ignored must not stay so for years.
@@ -125,22 +132,14 @@ def _run(serve: Serve, writer: int, log_file: Path, level: str) -> int:
         serve(ready)
     except CafsError as error:
         _logger.error("%s", error, extra=log.fields(advice=error.advice))
-        _tell_late(tell, **error_fields(error))
+        tell(**error_fields(error))
         return error.meaning.exit_code
     except BaseException:
         name = log.correlation_id()
         _logger.exception("the daemon ended by a defect", extra=log.fields(id=name))
         message = f"the daemon ended by a defect of cafs, id {name}"
-        _tell_late(tell, **error_fields(DaemonError(message, advice=f"see {log_file}")))
+        tell(**error_fields(DaemonError(message, advice=f"see {log_file}")))
         return 70
     finally:
         logging.shutdown()
     return 0
-
-
-def _tell_late(tell: Callable[..., None], **message: object) -> None:
-    try:
-        tell(**message)
-    except OSError:
-        # The mount answered and the pipe was closed long ago; the log has the error.
-        pass

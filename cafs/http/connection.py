@@ -22,7 +22,9 @@ _IN_HASTE_MAX = 8
 """Times in a row that something is read or sent without letting others have their turn."""
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 _PATIENCE_MS = 2
-"""How long a thread waits for the next bytes: it must not wait for who is slow."""
+"""How long a thread waits for the next bytes: it must not wait for who is slow ..."""
+_MOST_MS = 20
+"""... and how long for all: nothing ends it before."""
 _RECEIVERS = 2
 """Threads that receive at once."""
 
@@ -134,7 +136,8 @@ class Connection(HalfCloseableStream):
         Not under TLS.  For a sender that has filled the kernel's buffer more than once: a thread
         empties it at once, and here is one turn for all of it instead of one for each buffer.
         """
-        if self.broken:
+        limiter = _receivers()
+        if self.broken or not limiter.available_tokens:
             return b""
         try:
             # Of its own: the socket may be closed meanwhile, and its number be given to another.
@@ -144,7 +147,7 @@ class Connection(HalfCloseableStream):
             return b""
         try:
             data = await trio.to_thread.run_sync(
-                _receive.many, descriptor, size, _PATIENCE_MS, limiter=_receivers()
+                _receive.many, descriptor, size, _PATIENCE_MS, _MOST_MS, limiter=limiter
             )
         except OSError as error:
             self.broken = True

@@ -59,12 +59,13 @@ def run(
     tune_allocator()
     logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
     try:
-        cut = trio.run(_serve, store, mountpoint, options, ready, beside, archives)
+        left = trio.run(_serve, store, mountpoint, options, ready, beside, archives)
     except BaseExceptionGroup as group:
         raise first_foreseen(group) from group
     finally:
         sys.setswitchinterval(0.005)
-    if cut:
+    # Whoever unmounts by force cuts it first, and takes the mount away a moment later.
+    if left is not None and left in where.mounts():
         # The dead mount stays on purpose: it is an error for who writes, and the directory below it
         # would take what nobody sees again.
         raise MountError(
@@ -83,8 +84,8 @@ async def _serve(
     ready: Callable[[], None],
     beside: Sequence[Beside],
     archives: ArchiveOptions,
-) -> bool:
-    """Whether the connection was cut, so that the mount is still there."""
+) -> where.Mount | None:
+    """The mount, if it is still there because the connection was cut."""
     async with open_store(path, options, mountpoint, archives=archives) as store:
         damage, known = DamageReporter(store), Known(store.tree)
         handlers = Handlers(store, damage, known)
@@ -108,7 +109,7 @@ async def _serve(
                 pyfuse3.close(unmount=True)
             # As long as the store is locked nobody else can have mounted it.
             left = where.mount_at(mountpoint)
-            return left is not None and left.store == path
+            return left if left is not None and left.store == path else None
 
 
 async def _answer_requests() -> None:

@@ -42,13 +42,11 @@ def unmount(mountpoint: Path, *, lazy: bool = False, force: bool = False) -> Non
     """
     flags = _UMOUNT_NOFOLLOW
     if force:
-        flags |= _MNT_FORCE
+        # Once the connection is cut, users of the dead mount can only let go of it.
+        flags |= _MNT_FORCE | _MNT_DETACH
     if lazy:
         flags |= _MNT_DETACH
     number = _umount2(mountpoint, flags) if os.geteuid() == 0 else _fusermount(mountpoint, lazy)
-    if number == errno.EBUSY and force:
-        # The connection is cut by now; only users of the dead mount are left to let go.
-        number = _umount2(mountpoint, _UMOUNT_NOFOLLOW | _MNT_DETACH)
     if number == 0:
         return
     if number == errno.EBUSY:

@@ -109,13 +109,20 @@ def main() -> int:
     store, mountpoint = Path(task["store"]), Path(task["mountpoint"])
     report: int = task["report"]
 
+    told = False
+
     def tell(**message: object) -> None:
+        nonlocal told
+        if told:
+            # The log has it.
+            return
+        told = True
         try:
             os.write(report, json.dumps(message).encode() + b"\n")
-            os.close(report)
         except OSError:
-            # Told before, or nobody listens any more: the log has it.
+            # Nobody listens any more.
             pass
+        os.close(report)
 
     if task["log_file"] is None:
         log.to_stream(mount.log_level, sys.stderr)

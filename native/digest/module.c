@@ -104,12 +104,13 @@ static PyObject *both_update(struct both *self, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "O|p:update", &sequence, &idle))
         return NULL;
+    if (!take(sequence, &pieces))
+        return NULL;
     if (self->is_busy) {
+        let_go(&pieces);
         PyErr_SetString(PyExc_ValueError, "another thread is in update()");
         return NULL;
     }
-    if (!take(sequence, &pieces))
-        return NULL;
     self->is_busy = true;
     Py_BEGIN_ALLOW_THREADS
     const bool lowered = idle && set_class(SCHED_IDLE);
@@ -203,7 +204,12 @@ static PyTypeObject both_type = {
 
 static PyObject *may_idle(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
 {
-    return PyBool_FromLong(set_class(SCHED_IDLE) && set_class(SCHED_OTHER));
+    bool may;
+
+    Py_BEGIN_ALLOW_THREADS
+    may = set_class(SCHED_IDLE) && set_class(SCHED_OTHER);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(may);
 }
 
 static PyObject *xxh3_each(PyObject *Py_UNUSED(module), PyObject *sequence)

@@ -14,13 +14,22 @@
 #include <poll.h>
 #include <stdint.h>
 #include <sys/socket.h>
+#include <time.h>
 
-/* Returns how many bytes came, or -1 with errno. */
-static ssize_t receive(int fd, uint8_t *target, size_t size, int patience_ms)
+static long long now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Returns how many bytes came, or -1 with errno.  Ends at *end*, however the bytes trickle in. */
+static ssize_t receive(int fd, uint8_t *target, size_t size, int patience_ms, long long end)
 {
     size_t got = 0;
 
-    while (got < size) {
+    while (got < size && now_ms() <= end) {
         const ssize_t some = recv(fd, target + got, size - got, MSG_DONTWAIT);
         if (some > 0) {
             got += (size_t)some;
@@ -41,22 +50,23 @@ static ssize_t receive(int fd, uint8_t *target, size_t size, int patience_ms)
 
 static PyObject *receive_many(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    int fd, patience_ms;
+    int fd, patience_ms, most_ms;
     Py_ssize_t size;
     ssize_t got;
     PyObject *data;
 
-    if (!PyArg_ParseTuple(args, "ini:many", &fd, &size, &patience_ms))
+    if (!PyArg_ParseTuple(args, "inii:many", &fd, &size, &patience_ms, &most_ms))
         return NULL;
-    if (size <= 0 || patience_ms < 0) {
-        PyErr_SetString(PyExc_ValueError, "size must be above 0, patience_ms not below");
+    if (size <= 0 || patience_ms < 0 || most_ms < 0) {
+        PyErr_SetString(PyExc_ValueError, "size must be above 0, and times not below");
         return NULL;
     }
     data = PyBytes_FromStringAndSize(NULL, size);
     if (data == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    got = receive(fd, (uint8_t *)PyBytes_AS_STRING(data), (size_t)size, patience_ms);
+    got = receive(fd, (uint8_t *)PyBytes_AS_STRING(data), (size_t)size, patience_ms,
+                  now_ms() + most_ms);
     Py_END_ALLOW_THREADS
     if (got < 0) {
         Py_DECREF(data);
@@ -69,8 +79,8 @@ static PyObject *receive_many(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef functions[] = {
     {"many", receive_many, METH_VARARGS,
-     "many(fd, size, patience_ms)\n\n"
-     "Up to size bytes from a socket, as long as more come within patience_ms."},
+     "many(fd, size, patience_ms, most_ms)\n\n"
+     "Up to size bytes from a socket, while more come within patience_ms, for most_ms at most."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -272,7 +272,7 @@ def test_a_connection_that_ends_with_another_errno_ends_the_daemon_in_order(
     done = place.run("umount", place.mountpoint)
     assert done.returncode == 0, done.stderr
     assert "the kernel closed the connection" in place.log()
-    assert "unmounted from" in place.log()
+    wait_until("the log tells it", lambda: "unmounted from" in place.log())
     assert "defect" not in place.log()
     place.up()
     assert (place.mountpoint / "file").read_text() == "content"
