@@ -12,7 +12,7 @@ from functools import partial
 
 import trio
 
-from cafs import _digest, priority
+from cafs import _digest
 from cafs.blobs.blobs import Digests
 from cafs.contents import Contents
 from cafs.errors import CafsError, DaemonError
@@ -49,7 +49,8 @@ class Hasher:
 
     async def once(self) -> int:
         """Hash everything that nobody writes to; how many blobs."""
-        return await self._all(give_way=False)
+        with self._contents.feeder.in_haste():
+            return await self._all(give_way=False)
 
     async def _all(self, *, give_way: bool) -> int:
         done = 0
@@ -65,7 +66,8 @@ class Hasher:
 
     async def now(self, blob: BlobNo, ino: Ino) -> bool:
         """Hash this one before its turn; whether it has its digests then."""
-        return await self._one(blob, ino, give_way=False)
+        with self._contents.feeder.in_haste():
+            return await self._one(blob, ino, give_way=False)
 
     def _settled(self, blob: BlobNo, ino: Ino) -> bool:
         attr = self._contents.tree.inodes.find(ino)
@@ -81,18 +83,10 @@ class Hasher:
                 await trio.sleep(left)
 
     async def _one(self, blob: BlobNo, ino: Ino, *, give_way: bool) -> bool:
-        if not give_way:
-            # What is hashed from memory comes first in the same thread.
-            with self._contents.feeder.in_haste():
-                return await self._hash(blob, ino, give_way=False)
-        return await self._hash(blob, ino, give_way=True)
-
-    async def _hash(self, blob: BlobNo, ino: Ino, *, give_way: bool) -> bool:
         if not self._settled(blob, ino):
             return False
         size = self._contents.tree.inodes.get(ino).size
         both = _digest.Both()
-        idle = give_way and priority.may_idle()
         for start in range(0, size, PIECE):
             if give_way:
                 await self._wait_for_writers()
@@ -105,7 +99,8 @@ class Hasher:
             except CafsError as error:
                 log.warning("inode %d cannot be hashed: %s", ino, error)
                 return False
-            await self._contents.aside.run(partial(both.update, [data], idle))
+            may_wait = self._contents.feeder.may_wait()
+            await self._contents.aside.run(partial(both.update, [data], may_wait))
             if not self._settled(blob, ino):
                 return False
         digests = Digests(*both.digests())

@@ -171,7 +171,7 @@ class Chunks:
             for number in numbers
         ]
         keys = [layout.u48(number) for _, number in pairs]
-        values = self._overlay.get_anywhere(layout.CHUNKS, keys) if keys else []
+        values = self._overlay.get_anywhere(layout.CHUNKS, keys)
         return {
             digest: number
             for (digest, number), value in zip(pairs, values, strict=True)

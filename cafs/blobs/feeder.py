@@ -90,10 +90,10 @@ class Feeder:
         def hashed(_result: None, _error: Exception | None) -> None:
             self._lag -= batch.size
 
-        self._aside.submit(lambda: stream.hash(batch.buffers, batch.start, self._is_idle), hashed)
+        self._aside.submit(lambda: stream.hash(batch.buffers, batch.start, self.may_wait), hashed)
 
-    def _is_idle(self) -> bool:
-        """Whether hashing may wait until a processor has nothing else to do."""
+    def may_wait(self) -> bool:
+        """Whether hashing may wait until a processor has nothing else to do.  Any thread."""
         return self._waiting_for_digests == 0 and priority.may_idle()
 
     @contextmanager

@@ -92,7 +92,7 @@ class PackFile:
         self._disk = disk
         self._paths = paths
         self._header = header
-        self._lock = threading.Lock()  # guards _pending, size, synced, _unsynced_bytes
+        self._lock = threading.Lock()  # guards _pending, size, synced, _unsynced_bytes, _begun
         self._pending: list[_Pending] = []
         self._unsynced_bytes = 0
         self._begun = size

@@ -86,8 +86,6 @@ class IngestStream:
         self._next_turn = threading.Condition()
         self._both = _digest.Both()
         self._hashed = 0
-        self._is_whole = True
-        """Whether no byte before those is missing in the digests."""
         self._late = b""
         """Bytes behind those, if they may be the whole content in one piece."""
 
@@ -157,19 +155,21 @@ class IngestStream:
         comes here twice.  *idle*, asked for each buffer: only while a processor has nothing else
         to do.
         """
-        self._catch_up()
-        is_whole, self._is_whole = self._is_whole, False
-        for buffer in buffers:
-            fresh = memoryview(buffer)[max(0, self._hashed - start) :]
-            self._both.update([fresh], idle())
-            self._hashed += len(fresh)
-            start += len(buffer)
-        # Only now: what could not be hashed must not be missing in silence.
-        self._is_whole = is_whole
+        try:
+            self._catch_up()
+            for buffer in buffers:
+                fresh = memoryview(buffer)[max(0, self._hashed - start) :]
+                self._both.update([fresh], idle())
+                self._hashed += len(fresh)
+                start += len(buffer)
+        except BaseException:
+            # It must not be missing in silence: all of it is read back some time.
+            self.whole = False
+            raise
 
     def digests(self) -> Digests:
-        """The digests of all that was hashed.  Raises CafsError if something could not be."""
-        if not self._is_whole:
+        """The digests of all that was hashed.  Raises CafsError if something was not."""
+        if not self.whole:
             raise CafsError("a part of the content could not be hashed")
         self._catch_up()
         return Digests(*self._both.digests())

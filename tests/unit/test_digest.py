@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 import xxhash
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cafs import _digest, priority
+from cafs.blobs.stream import IngestStream
+from cafs.errors import CafsError
 
 pieces_of = st.lists(st.one_of(st.binary(max_size=300), st.integers(1, 100_000).map(os.urandom)))
 
@@ -100,3 +103,14 @@ def test_the_idle_class_is_for_hashing_only() -> None:
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
     plain = threading.Thread(target=both.update, args=([data],))
     assert _classes_seen(plain) <= {os.SCHED_OTHER}
+
+
+def test_what_could_not_be_hashed_is_not_missing_in_silence() -> None:
+    stream = IngestStream()
+    stream.hash([b"one"], 0, lambda: False)
+    assert stream.digests() == (hashlib.sha256(b"one").digest(), hashlib.sha1(b"one").digest())
+    with pytest.raises(TypeError):
+        stream.hash([cast("bytes", None)], 3, lambda: False)
+    stream.hash([b"three"], 6, lambda: False)
+    with pytest.raises(CafsError, match="could not be hashed"):
+        stream.digests()
