@@ -14,13 +14,17 @@ import re
 from enum import Enum
 
 _INTEGER = re.compile(rb"[0-9]{1,18}")
-FUTURE_MAX_S = 86_400
-"""How far ahead of ours a signer's clock may be.
+_SIGNED_AT = re.compile(rb"[1-9][0-9]{9}")
+"""A time as it is written from 2001 to 2286.
 
-Nothing stands between the signed path, time and lifetime, so a link that says ``ts=1700000000``
-and ``e=900`` is signed as well for ``ts=170000000090`` and ``e=0``, which is for ever.  Whoever
-moves digits like that ends up far in the future.
+Nothing stands between the signed path, time and lifetime, so what says ``ts=1700000000`` and
+``e=900`` is signed as well for ``ts=170000000090`` and ``e=0``, which is for ever, and for
+``ts=1`` and ``e=700000000900``.  Where one spelling only is taken for a time and for a lifetime,
+digits can be moved only through both, and then the path is another one and the time far off.
 """
+_LIFETIME = re.compile(rb"0|[1-9][0-9]{0,17}")
+FUTURE_MAX_S = 86_400
+"""How far ahead of ours a signer's clock may be."""
 
 
 class Verdict(Enum):
@@ -67,13 +71,13 @@ def hmac_signature(secret: bytes, method: bytes, path: bytes, ts: bytes, lifetim
 def check_hmac(secret: bytes, method: bytes, path: bytes, query: bytes, now_s: float) -> Verdict:
     """Check the arguments ``st``, ``ts`` (when it was signed) and ``e`` (lifetime; 0: for ever)."""
     given, ts, lifetime = (argument(query, name) for name in (b"st", b"ts", b"e"))
-    begun, lasts = _number(ts), _number(lifetime)
     if not secret:
         return Verdict.BAD
-    right = hmac.compare_digest(
-        hmac_signature(secret, method, path, ts, lifetime), given.rstrip(b"=")
-    )
-    if not right or begun is None or lasts is None or begun > now_s + FUTURE_MAX_S:
+    right = hmac.compare_digest(hmac_signature(secret, method, path, ts, lifetime), given)
+    if not right or not _SIGNED_AT.fullmatch(ts) or not _LIFETIME.fullmatch(lifetime):
+        return Verdict.BAD
+    begun, lasts = int(ts), int(lifetime)
+    if begun > now_s + FUTURE_MAX_S:
         return Verdict.BAD
     return Verdict.EXPIRED if lasts and begun + lasts < now_s else Verdict.GOOD
 

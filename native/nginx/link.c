@@ -8,16 +8,19 @@
 #define MAC_BYTES 32
 #define MAC_TEXT 43      /* of 32 bytes in base64 without padding */
 #define NUMBER_DIGITS 18 /* below 2^63 */
+#define TIME_DIGITS 10   /* from 2001 to 2286 */
 
-/* Seconds that a signer's clock may be ahead of ours.  Nothing stands between the signed path,
- * time and lifetime: ts=1700000000 and e=900 are signed as well for ts=170000000090 and e=0, which
- * is for ever.  Whoever moves digits like that ends up far in the future. */
+/* Seconds that a signer's clock may be ahead of ours. */
 #define FUTURE_MAX 86400
 
+/* Nothing stands between the signed path, time and lifetime: ts=1700000000 and e=900 are signed as
+ * well for ts=170000000090 and e=0, which is for ever, and for ts=1 and e=700000000900.  So only one
+ * spelling is taken for each: then digits can be moved only through both, and the path is another
+ * one and the time far off. */
 static bool read_number(struct cafs_text text, int64_t *number)
 {
     *number = 0;
-    if (text.length == 0 || text.length > NUMBER_DIGITS)
+    if (text.length == 0 || text.length > NUMBER_DIGITS || (text.data[0] == '0' && text.length > 1))
         return false;
     for (size_t i = 0; i < text.length; i++) {
         if (text.data[i] < '0' || text.data[i] > '9')
@@ -56,7 +59,8 @@ bool cafs_link_is_good(const struct cafs_link *link, struct cafs_text secret, in
 
     /* An empty secret would let everybody sign. */
     if (secret.length == 0 || secret.length > INT32_MAX || link->signature.length != MAC_TEXT ||
-        !read_number(link->signed_at, &signed_at) || !read_number(link->lifetime, &lifetime))
+        link->signed_at.length != TIME_DIGITS || !read_number(link->signed_at, &signed_at) ||
+        !read_number(link->lifetime, &lifetime))
         return false;
     for (size_t i = 0; i < sizeof message / sizeof *message; i++) {
         if (message[i].length > sizeof joined - length)

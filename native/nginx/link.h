@@ -19,8 +19,8 @@ struct cafs_link {
     struct cafs_text verb;
     struct cafs_text path;
     struct cafs_text signature; /* st: base64url without padding */
-    struct cafs_text signed_at; /* ts: seconds since 1970, digits only */
-    struct cafs_text lifetime;  /* e: seconds, digits only; 0: for ever */
+    struct cafs_text signed_at; /* ts: seconds since 1970, ten digits */
+    struct cafs_text lifetime;  /* e: seconds; 0: for ever */
 };
 
 /* Whether the link was signed with this secret, not in the future, and is still good at *now*. */

@@ -164,8 +164,7 @@ def test_case_068_hmac_links(area: Area) -> None:
             for wrong in (
                 signed("GET").replace(KEY, "ab/cd/other"),
                 signed("GET").replace("e=3600", "e=3601"),
-                # The same text is signed: nothing stands between time and lifetime.
-                signed("GET").replace("e=3600", "e=0").replace(f"ts={now}", f"ts={now}360"),
+                *_other_splits(signed("GET", now - 7200), str(now - 7200), "3600"),
                 f"/signed/{path}",
                 f"/signed/{path}?e=3600&st=&ts={now}",
                 f"/signed/{path}?e=x&st=x&ts=x",
@@ -174,6 +173,23 @@ def test_case_068_hmac_links(area: Area) -> None:
             # On the internal server it is one of the paths that begin with /sign.
             hidden = http.request("GET", f"/signed-internal/{path}").status
             assert hidden in ((404,) if http.endpoint.name != INTERNAL_NAME else (401, 404))
+
+
+def _other_splits(link: str, ts: str, lifetime: str) -> list[str]:
+    """The link with digits moved between time, lifetime and path: the same text is signed."""
+    base, _, query = link.partition("?")
+    path, digits = base.rstrip("0123456789"), ts + lifetime
+    tail = base[len(path) :] + digits
+    asked = [
+        (path + tail[:low], tail[low:high], tail[high:])
+        for low in range(len(base) - len(path) + 1)
+        for high in range(low + 1, len(tail))
+    ]
+    assert (base, ts, lifetime) in asked
+    return [
+        f"{where}?" + query.replace(f"e={lifetime}", f"e={e}").replace(f"ts={ts}", f"ts={at}")
+        for where, at, e in asked
+    ]
 
 
 @pytest.mark.on(*OURS, why=NO_SIGNER)
