@@ -362,16 +362,17 @@ class PackStore:
             except NotFoundError:
                 pass  # Done by an earlier try.
 
-    def punch(self, pack: PackNo, ranges: Iterable[tuple[int, int]]) -> None:
+    def punch(self, pack: PackNo, ranges: Iterable[tuple[int, int]]) -> int:
         """Give the space of dead bytes [start, end) of a sealed pack back.  Any thread.
 
-        Only for a pack that is about to be rewritten and has no room to: a copy of the disk
-        made with tar would fill the holes again.  Raises DiskError and its kin.
+        Returns how many bytes that were.  Raises DiskError and its kin.
         """
         fd = self._disk.open(self.pack_path(pack), os.O_WRONLY)
         try:
+            before = os.fstat(fd).st_blocks
             for start, end in ranges:
                 self._disk.punch(fd, start, end - start)
+            return max(0, before - os.fstat(fd).st_blocks) * 512
         finally:
             self._disk.close(fd)
 

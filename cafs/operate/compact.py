@@ -15,12 +15,12 @@ from functools import partial
 import trio
 
 from cafs.blobs import sidecar
-from cafs.blobs.fileheader import HEADER_LENGTH
 from cafs.blobs.pack import StoredChunk
 from cafs.blobs.reader import verified
 from cafs.errors import CafsError, DamagedError, DiskFullError
 from cafs.index import layout
 from cafs.index.layout import PackRecord
+from cafs.operate.holes import BLOCK, Holes
 from cafs.store import Store
 from cafs.types import ChunkNo, Extent, PackNo
 
@@ -34,7 +34,6 @@ PARTLY_DEAD = 0.9
 """The same on a full disk."""
 BATCH = 4 << 20
 """Bytes that are copied at once."""
-BLOCK = 4096
 WORTH_CUTTING = 1 << 20
 """Bytes at the end of a pack from which on they are given back before it is compacted."""
 WORTH_CLOSING = 32 << 20
@@ -55,8 +54,7 @@ class Compactor:
         # Packs that are shorter than their files.
         self._doomed: list[tuple[PackNo, int]] = []
         # Packs that the index is about to forget, or has forgotten, with their sizes.
-        self._holes: dict[PackNo, tuple[float, list[tuple[int, int]]]] = {}
-        # Dead ranges of packs that there is no room to rewrite, and when they were found dead.
+        self._holes = Holes(store)
 
     async def run(self) -> None:
         """Compact what is mostly dead, for ever."""
@@ -144,18 +142,40 @@ class Compactor:
     ) -> int:
         """Rewrite packs below *threshold* and remove those that are empty long enough.
 
-        Returns the bytes of the packs that were removed.
+        A pack gives its space back only when all of it was moved.  Where there is no room for
+        that, and in all packs of a full disk, holes give back what is dead.  Returns the bytes of
+        the packs that were removed, and of holes.
         """
         async with self._lock:
+            freed = await self._remove_emptied(grace_s)
+            full = self._is_full
             packs = self.candidates(threshold)
+            freed += await self._holes.once(self._cramped(packs), grace_s)
             for done, (number, record) in enumerate(packs):
                 if on_progress is not None:
                     on_progress(done, len(packs))
-                # A pack gives its space back only when all of it was moved.
-                has_room = record.live_bytes <= self._store.space.room_to_move()
-                if has_room or await self._punch(number, record, grace_s):
+                with_holes = full and self._holes.can_do(number)
+                if not with_holes and record.live_bytes <= self._room():
                     await self._rewrite(number, record)
-            return await self._remove_emptied(grace_s)
+                    freed += await self._remove_emptied(grace_s)
+            return freed
+
+    def _room(self) -> int:
+        """Bytes that may be taken for copies until what they are copies of is removed."""
+        space = self._store.space
+        # Whoever writes must not find the disk full because of us.
+        return space.room_to_move() if self._is_full else space.free() // 2
+
+    def _cramped(self, packs: list[tuple[PackNo, PackRecord]]) -> list[tuple[PackNo, PackRecord]]:
+        """Of the candidates those that cannot be rewritten; on a full disk all packs there are."""
+        if not self._is_full:
+            room = self._room()
+            return [pair for pair in packs if pair[1].live_bytes > room]
+        return [
+            (number, record)
+            for number, record in self._store.pack_table.items()
+            if record.flags & layout.PACK_SEALED and record.live_chunks
+        ]
 
     async def whole(self, grace_s: float, on_progress: OnProgress | None = None) -> int:
         """Compact all that has anything dead in it, the open pack too, and wait for the grace."""
@@ -183,7 +203,6 @@ class Compactor:
             await store.make_room()
             size = sum(extent.stored_length for _, extent, _ in batch)
             await trio.sleep(max(0.0, size / rate - (store.clock.monotonic() - began)))
-        self._holes.pop(number, None)
         left = store.pack_table.get(number)
         if left is not None and left.live_chunks:
             self._left.add(number)
@@ -212,41 +231,6 @@ class Compactor:
                 batch, size = [], 0
         if batch:
             yield batch
-
-    async def _punch(self, number: PackNo, record: PackRecord, grace_s: float) -> bool:
-        """On a full disk: make room for rewriting a pack by giving up what is dead in it first.
-
-        False while that is not possible, or not yet: the grace begins when this pack is seen.
-        """
-        store = self._store
-        missing = record.live_bytes - store.space.room_to_move()
-        if number not in self._holes:
-            ranges = self._dead_ranges(number, record.size)
-            self._holes[number] = (store.clock.monotonic(), ranges)
-            log.info("no room to rewrite pack %08x: what is dead in it has to go first", number)
-        seen, ranges = self._holes[number]
-        if store.clock.monotonic() - seen < grace_s:
-            return False
-        if sum(end - start for start, end in ranges) < missing:
-            return False
-        # What is dead for us must be dead for an index that is read after a crash, too.
-        await store.commit()
-        await store.workers.run(lambda: store.packs.punch(number, ranges))
-        store.space.changed()
-        return record.live_bytes <= store.space.room_to_move()
-
-    def _dead_ranges(self, number: PackNo, size: int) -> list[tuple[int, int]]:
-        """Whole blocks of a pack that no chunk record points into."""
-        chunks = self._store.chunks
-        ranges = []
-        end = HEADER_LENGTH
-        for record in list(sidecar.read_sidecar(self._store.packs.sidecar_path(number))):
-            if chunks.at(record.sha256, number, record.offset) is not None:
-                ranges.append((end, record.offset))
-                end = record.end
-        ranges.append((end, size))
-        blocks = [(-(-start // BLOCK) * BLOCK, stop // BLOCK * BLOCK) for start, stop in ranges]
-        return [(start, stop) for start, stop in blocks if start < stop]
 
     async def _move(self, batch: list[tuple[ChunkNo, Extent, bytes]]) -> bool:
         store = self._store

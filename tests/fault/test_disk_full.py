@@ -11,6 +11,7 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,38 @@ def test_the_one_large_pack_of_a_small_disk_is_given_back(disk: SmallDisk) -> No
             os.unlink(entry)
         wait_until("the space is back", lambda: disk.free > 0.9 * empty)
         assert filler.write("again", 8 * MIB)
+    finally:
+        mount.close()
+
+
+def _has_free(disk: SmallDisk, wanted: int) -> bool:
+    return disk.free >= wanted
+
+
+def test_what_was_deleted_of_large_packs_is_given_back(disk: SmallDisk) -> None:
+    """Most of the only pack is alive, and there is no room for a copy of that."""
+    mount = SmallDiskMount(disk, "--grace", "1s", "--commit-interval", "200ms")
+    mount.announce(FULL_LOG)
+    try:
+        mount.start()
+        filler = Filler(mount.root)
+        filler.until_full()
+        for turn in range(3):
+            wanted = disk.free + 6 * MIB
+            filler.remove(list(filler.acknowledged)[turn :: 5 - turn])
+            wait_until("the space is back", partial(_has_free, disk, wanted))
+            wait_until("all is well", lambda: mount.status()["health"]["state"] == "ok")
+            forget_pages(mount)
+            filler.check()
+            while filler.write(f"again{turn}-{len(filler.acknowledged)}"):
+                pass
+        mount.kill()
+        mount.start()
+        filler.check()
+        mount.unmount()
+        assert not audit(mount.store)
+        assert "clean" in mount.run("check", str(mount.store))
+        mount.run("scrub", str(mount.store))
     finally:
         mount.close()
 
