@@ -28,6 +28,9 @@ MARGIN_MAX = 32 << 20
 """Bytes that must stay free for a write to be let in: room for index and packs to catch up."""
 NEAR = 64 << 20
 """Bytes: with less than this left the disk is asked at each write."""
+SCARCE_MAX = 4 << 30
+SCARCE_FRACTION = 16
+"""Room is scarce below one part in so many of the disk, or so many bytes if that is less."""
 FRACTION = 32
 """On a small disk reserve and margin are each at most one part in so many."""
 
@@ -99,6 +102,12 @@ class Space:
     def changed(self) -> None:
         """Space was given back: the figures of a moment ago will not do."""
         self._asked = -1e9
+
+    @property
+    def scarce(self) -> bool:
+        """Whether what is dead should be given back, before somebody who writes is refused."""
+        enough = min(SCARCE_MAX, self.total // SCARCE_FRACTION)
+        return isinstance(self.problem, DiskFullError) or self.free() < enough
 
     def room_to_move(self) -> int:
         """Bytes that compaction may take for the time until it gives more back."""

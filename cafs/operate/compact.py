@@ -59,7 +59,7 @@ class Compactor:
     async def run(self) -> None:
         """Compact what is mostly dead, for ever."""
         while True:
-            await trio.sleep(PAUSE_FULL_S if self._is_full else PAUSE_S)
+            await trio.sleep(PAUSE_FULL_S if self._store.space.scarce else PAUSE_S)
             threshold = PARTLY_DEAD if self._is_full else MOSTLY_DEAD
             try:
                 await self.give_tails_back()
@@ -143,18 +143,18 @@ class Compactor:
         """Rewrite packs below *threshold* and remove those that are empty long enough.
 
         A pack gives its space back only when all of it was moved.  Where there is no room for
-        that, and in all packs of a full disk, holes give back what is dead.  Returns the bytes of
-        the packs that were removed, and of holes.
+        that, and in all packs where room is scarce, holes give back what is dead.  Returns the
+        bytes of the packs that were removed, and of holes.
         """
         async with self._lock:
             freed = await self._remove_emptied(grace_s)
-            full = self._is_full
+            scarce = self._store.space.scarce
             packs = self.candidates(threshold)
             freed += await self._holes.once(self._cramped(packs), grace_s)
             for done, (number, record) in enumerate(packs):
                 if on_progress is not None:
                     on_progress(done, len(packs))
-                with_holes = full and self._holes.can_do(number)
+                with_holes = scarce and self._holes.can_do(number)
                 if not with_holes and record.live_bytes <= self._room():
                     await self._rewrite(number, record)
                     freed += await self._remove_emptied(grace_s)
@@ -167,8 +167,8 @@ class Compactor:
         return space.room_to_move() if self._is_full else space.free() // 2
 
     def _cramped(self, packs: list[tuple[PackNo, PackRecord]]) -> list[tuple[PackNo, PackRecord]]:
-        """Of the candidates those that cannot be rewritten; on a full disk all packs there are."""
-        if not self._is_full:
+        """Of the candidates those that cannot be rewritten; where room is scarce all packs."""
+        if not self._store.space.scarce:
             room = self._room()
             return [pair for pair in packs if pair[1].live_bytes > room]
         return [

@@ -1,7 +1,8 @@
 """Holes in packs: the space of dead chunks where there is no room to move those alive.
 
 A hole gives its space back at once and needs none itself, but leaves a file of which copies may
-be larger than it is; so it is for full disks, and for packs that are too large to be rewritten.
+be larger than it is; so it is for disks that are nearly full, and for packs that are too large to
+be rewritten.
 Invariant: a hole is made only where no chunk lies, by an index that is on disk, and a grace
 period after that was found, because another process may still be reading there.
 """
@@ -17,7 +18,7 @@ import trio
 
 from cafs.blobs import sidecar
 from cafs.blobs.fileheader import HEADER_LENGTH
-from cafs.errors import CafsError, DamagedError
+from cafs.errors import CafsError, DamagedError, DiskFullError
 from cafs.index.layout import PackRecord
 from cafs.store import Store
 from cafs.types import PackNo
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 BLOCK = 4096
 AT_ONCE = 1 << 30
 """Dead bytes that are looked for at once: enough to go on with."""
+WORTH_IT = 1 << 20
+"""Bytes that must have died in a pack since the last look, unless the disk is full."""
 CHUNKS_AT_ONCE = 256
 """Chunks that are looked up without letting others in."""
 
@@ -94,16 +97,23 @@ class Holes:
     def _deadest(
         self, packs: Iterable[tuple[PackNo, PackRecord]]
     ) -> list[tuple[PackNo, PackRecord]]:
-        """Those in which something waits, or died since the last look; the most of it first."""
+        """Those in which something waits, or enough died since the last look, the most first."""
+        least = BLOCK if isinstance(self._store.space.problem, DiskFullError) else WORTH_IT
         some = []
         for number, record in packs:
             found = self._found.get(number)
-            if found is None or found.ranges or record.live_bytes < found.live_bytes:
-                some.append((_dead_bytes(record), number, record))
+            if found is not None and found.ranges:
+                dead = sum(end - start for start, end in found.ranges)
+            elif found is not None:
+                dead = found.live_bytes - record.live_bytes
+            else:
+                dead = record.size - HEADER_LENGTH - record.live_bytes
+            if dead >= least:
+                some.append((dead, number, record))
         some.sort(key=lambda each: -each[0])
         result, total = [], 0
         for dead, number, record in some:
-            if dead < BLOCK or total >= AT_ONCE:
+            if total >= AT_ONCE:
                 break
             total += dead
             result.append((number, record))
@@ -148,7 +158,3 @@ class Holes:
         ranges.append((end, size))
         blocks = [(-(-start // BLOCK) * BLOCK, stop // BLOCK * BLOCK) for start, stop in ranges]
         return [(start, stop) for start, stop in blocks if start < stop], alive
-
-
-def _dead_bytes(record: PackRecord) -> int:
-    return record.size - HEADER_LENGTH - record.live_bytes
