@@ -117,7 +117,9 @@ class Store:
         self.counters = Counters.decode(self.overlay.get(layout.META, COUNTERS_KEY))
         self.packs = PackStore(self.disk, path / "packs", self.file.id, params.pack_size)
         self.pack_table = PackTable(self.overlay)
-        packstart.recover(self.packs, self.pack_table, self.overlay, self.counters.next_pack, path)
+        short = packstart.recover(
+            self.packs, self.pack_table, self.overlay, self.counters.next_pack, path
+        )
         self.space = Space(self.disk, path, options.reserve, clock)
         self.workers = Workers(options.ingest_threads, "ingest")
         self.readers = Workers(2, "read")
@@ -126,6 +128,7 @@ class Store:
         self.aside = Workers(1, "hash", niceness=0 if priority.may_idle() else 19)
         self.syncer = Workers(1, "sync")
         self.chunks = Chunks(self.overlay, self.counters, self.packs, self.pack_table)
+        packstart.condemn(self.chunks, self.overlay, short)
         self.blobs = Blobs(self.overlay, self.counters, self.chunks)
         self.tree = Tree(self.overlay, self.counters, self.blobs, clock)
         chunk_params = ChunkParams(

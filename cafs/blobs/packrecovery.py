@@ -30,6 +30,8 @@ class Problem(NamedTuple):
     text: str
     sidecar_only: bool
     """The chunks are all there; only rebuilding the chunk table would miss some."""
+    length: int | None = None
+    """How many bytes of the pack there are, where some are missing."""
 
 
 class Recovered(NamedTuple):
@@ -61,7 +63,7 @@ def recover(
         if found is None or found < committed:
             what = "is missing" if found is None else f"ends at {found}"
             text = f"pack {pack} {what}, but {committed} bytes of it were committed"
-            problems.append(Problem(pack, text, sidecar_only=False))
+            problems.append(Problem(pack, text, sidecar_only=False, length=found or 0))
         elif sealed:
             if pack not in sidecars:
                 text = f"pack {pack} has no sidecar"

@@ -7,23 +7,29 @@ tells of each that is not.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
+from cafs.blobs.chunks import Chunks
 from cafs.blobs.pack import PackStore
 from cafs.blobs.packtable import PackTable
 from cafs.blobs.sidecar import SidecarRecord
 from cafs.errors import IndexDamagedError
 from cafs.index import layout, pages
 from cafs.index.overlay import Overlay
-from cafs.types import PackNo
+from cafs.types import ChunkNo, PackNo
 
 log = logging.getLogger(__name__)
 
 
 def recover(
     packs: PackStore, table: PackTable, overlay: Overlay, next_no: int, store: Path
-) -> None:
-    """Put right what was being written when the last daemon stopped."""
+) -> dict[PackNo, int]:
+    """Put right what was being written when the last daemon stopped.
+
+    Returns the packs of which bytes are missing, and how many there are.
+    """
+    short = {}
     known = {
         number: (record.size, bool(record.flags & layout.PACK_SEALED))
         for number, record in table.items()
@@ -34,6 +40,25 @@ def recover(
         else:
             text = "pack %08x: %s; what to do: cafs check %s"
             log.error(text, problem.pack, problem.text, store)
+        if problem.length is not None:
+            short[problem.pack] = problem.length
+    return short
+
+
+def condemn(chunks: Chunks, overlay: Overlay, short: Mapping[PackNo, int]) -> None:
+    """Mark the chunks that packs have lost: the same bytes, written again, must be stored."""
+    lost = []
+    try:
+        for key, value in overlay.scan(layout.CHUNKS, b"", b"") if short else ():
+            extent = layout.unpack_chunk(value).extent
+            end = extent.offset + extent.stored_length
+            if end > short.get(extent.pack, end):
+                lost.append(ChunkNo(int.from_bytes(key, "big")))
+    except IndexDamagedError as error:
+        log.error("not all chunks of lost packs could be marked: %s", error)
+    if lost:
+        marked = chunks.condemn(lost, damaged=True)
+        log.error("%d chunks are lost, %d of them since the last start", len(lost), marked)
 
 
 def _rewrite_sidecar(packs: PackStore, overlay: Overlay, pack: PackNo) -> None:

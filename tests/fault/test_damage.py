@@ -180,6 +180,30 @@ def test_a_missing_pack_is_eio_and_the_tree_is_served(filled: Mount) -> None:
     filled.unmount()
 
 
+@pytest.mark.parametrize("keep", [0, 250_000])
+def test_content_that_a_pack_has_lost_is_stored_when_it_is_written_again(
+    filled: Mount, keep: int
+) -> None:
+    """What was acknowledged is there after a kill, though the chunk table knew all of it."""
+    for pack in (filled.store / "packs").glob("*.pack"):
+        if keep:
+            os.truncate(pack, keep)
+        else:
+            pack.unlink()
+    filled.start()
+    for name in ("one", "two"):
+        with (filled.root / f"restored-{name}").open("wb") as file:
+            file.write(_expected()["shared/one"])
+            os.fsync(file.fileno())
+    assert "chunks are lost" in _log(filled)
+    filled.kill()
+    filled.start()
+    for name in ("one", "two"):
+        assert (filled.root / f"restored-{name}").read_bytes() == _expected()["shared/one"]
+        assert (filled.root / "shared" / name).read_bytes() == _expected()["shared/one"]
+    filled.unmount()
+
+
 def test_a_truncated_pack_loses_what_lay_beyond(filled: Mount) -> None:
     _, pack, offset, _ = _first_chunk(filled.store, "alone")
     os.truncate(pack, offset + 10)
