@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from cafs import archive_side, priority, storefile
+from cafs import archive_side, health, priority, storefile
 from cafs.accesses import Accesses
 from cafs.archive_options import ArchiveOptions
 from cafs.blobs import packstart
@@ -98,7 +98,9 @@ class Store:
         params = self.file.params
         self.disk = disk
         # Before anybody trusts a page.  What there is no time for now is looked at later.
-        self.index_audited = fence.guard(path / "index", AUDIT_BUDGET_S).complete
+        audit = fence.guard(path / "index", AUDIT_BUDGET_S)
+        self.index_audited = audit.complete
+        self._index_faults = len(audit.faults)
         self._writer = IndexWriter(path / "index", lock.fd)
         self._writer.start()
         self.environment = Environment(path / "index")
@@ -341,6 +343,7 @@ class Store:
         counters = self.counters
         self.space.look()
         problem = self.space.problem or self.committer.error
+        problem = problem or health.damage(self.chunks, self._index_faults)
         answer = figures(counters)
         answer["index_file_bytes"] = self.environment.file_bytes()
         answer["pending"] = {
@@ -352,11 +355,7 @@ class Store:
         }
         answer["disk"] = {"free_bytes": self.space.free(), "total_bytes": self.space.total}
         answer |= {name: report() for name, report in self.reports.items()}
-        answer["health"] = {
-            "state": "ok" if problem is None else "trouble",
-            "problem": str(problem) if problem else "",
-            "what_to_do": problem.advice if problem else "",
-        }
+        answer["health"] = health.answer(problem)
         return answer
 
 

@@ -51,6 +51,8 @@ class Chunks:
         self.shown = Shown(packs)
         # Damaged chunks whose bytes were stored anew by a worker.
         self._healing: dict[ChunkNo, Extent] = {}
+        self.damaged: set[ChunkNo] = set()
+        """Those that were found damaged since the start, and are not whole again."""
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -337,6 +339,10 @@ class Chunks:
             if value is None:
                 continue
             record = layout.unpack_chunk(value)
+            if damaged:
+                self.damaged.add(number)
+            else:
+                self.damaged.discard(number)
             with self._lock:
                 self.recent.drop(record.sha256)
             if record.extent.damaged != damaged:
@@ -356,6 +362,7 @@ class Chunks:
                 old = layout.unpack_chunk(value).extent
                 if old.damaged and self.move(number, old, new, now_ns):
                     self._counters.stored_bytes += new.stored_length - old.stored_length
+                    self.damaged.discard(number)
                     healed += 1
         return healed
 
@@ -377,6 +384,7 @@ class Chunks:
             self.recent.drop(record.sha256)
             self.shown.gone(record.extent)
         self._table.lost(record.extent, now_ns)
+        self.damaged.discard(number)
         self._counters.chunks -= 1
         self._counters.raw_bytes -= record.extent.raw_length
         self._counters.stored_bytes -= record.extent.stored_length

@@ -15,8 +15,8 @@ from pathlib import Path
 import lmdb
 
 from cafs._index import unseal
-from cafs.errors import IndexDamagedError, StoreError, StoreMissingError
-from cafs.index import layout
+from cafs.errors import IndexDamagedError, StoreError
+from cafs.index import layout, pages
 
 MAP_SIZE = 1 << 40
 """Upper bound of the index in bytes: address space only, the file grows as it is used."""
@@ -47,14 +47,15 @@ class Environment:
             )
             self.databases = [self._env.open_db(name, create=False) for name in layout.DATABASES]
         except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.NotFoundError) as error:
-            raise IndexDamagedError(f"{directory}: {error}") from error
+            raise IndexDamagedError(f"{directory}: {error}", advice=pages.ADVICE) from error
         except lmdb.VersionMismatchError as error:
             raise IndexDamagedError(f"{directory}: another LMDB version wrote it") from error
         except lmdb.ReadersFullError as error:
             raise StoreError(f"{directory}: all {MAX_READERS} reader slots are taken") from error
         except lmdb.Error as error:
-            if not (directory / "data.mdb").exists():
-                raise StoreMissingError(f"{directory} has no index") from error
+            file = directory / pages.FILE
+            if not file.exists() or not file.stat().st_size:
+                raise IndexDamagedError(f"{file} is lost", advice=pages.ADVICE) from error
             raise StoreError(f"{directory}: {error}") from error
 
     def begin(self) -> lmdb.Transaction[bytes]:

@@ -3,7 +3,8 @@
 A damaged page is *fenced off*: the link that leads to it is pointed at a page that cannot be, so
 that LMDB answers for exactly its keys with an error.  A record whose check is wrong is left:
 whoever reads it is told by the check.  But where one flipped bit of its key explains that, the
-key is *put right*, because a key that is not found would say that there was never anything.
+key is *put right*, because a key that is not found would say that there was never anything.  So
+is a meta page of which the other one shows what it must have been.
 Invariant: nothing else is ever written here.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cafs.errors import IndexDamagedError, from_os_error
+from cafs.index import meta
 from cafs.index.pages import ADVICE, CORE, FILE, Audit, Fault, audit
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ def guard(directory: Path, budget_s: float) -> Audit:
     The caller has the lock, and nobody writes.  Raises IndexDamagedError when there is nothing
     to begin with.
     """
+    mended = meta.mend(directory, lose_commit=False)
+    if mended is not None:
+        log.error("%s: %s; it is put right", directory, mended)
     found = audit(directory, budget_s)
     for fault in found.faults[:FAULTS_LOGGED]:
         log.error("%s; %s; what to do: %s", fault, fault.effect, ADVICE)

@@ -22,9 +22,9 @@ import lmdb
 
 from cafs._index import unseal
 from cafs.errors import IndexDamagedError, from_os_error
-from cafs.index import layout
+from cafs.index import layout, meta
 
-FILE: Final = "data.mdb"
+FILE: Final = meta.FILE
 ADVICE: Final = "bring the index back from its last copy: cafs rebuild STORE"
 CORE: Final = ("free", "main")
 """LMDB's own two databases."""

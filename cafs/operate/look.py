@@ -101,8 +101,10 @@ class PlacedChunk(NamedTuple):
     @property
     def codec(self) -> str:
         """How it is stored."""
-        known = codec.CODECS.get(self.record.extent.codec)
-        return known.name if known else f"unknown ({self.record.extent.codec})"
+        extent = self.record.extent
+        known = codec.CODECS.get(extent.as_sound().codec)
+        name = known.name if known else f"unknown ({extent.codec})"
+        return f"{name}, damaged" if extent.damaged else name
 
 
 class Damage(NamedTuple):

@@ -28,7 +28,7 @@ from cafs._index import unseal
 from cafs.blobs import sidecar
 from cafs.durable import Disk
 from cafs.errors import CafsError, IndexDamagedError, from_os_error
-from cafs.index import layout, pages
+from cafs.index import layout, meta, pages
 from cafs.index.layout import PackRecord
 from cafs.index.pages import Fault
 from cafs.index.writer import IndexWriter
@@ -73,16 +73,19 @@ def rebuild(store: Path, on_phase: OnPhase) -> Rebuilt:
     try:
         on_phase("looking at the index")
         source, faults, from_copy, kept = "index", [], 0, ""
+        mended = meta.mend(store / "index", lose_commit=True)
+        if mended is not None:
+            faults = [str(mended)]
         try:
             found = pages.audit(store / "index").faults
-            faults = [str(fault) for fault in found]
+            faults += [str(fault) for fault in found]
             if found:
                 on_phase("making the index anew")
                 source = "both"
                 from_copy = _make_anew(store, store / "index", found)
         except IndexDamagedError as error:
             on_phase("taking the copy of the index")
-            source, faults = "copy", [str(error)]
+            source, faults = "copy", [*faults, str(error)]
             _take_copy(store)
         if source != "index":
             kept = _put_in_place(store)

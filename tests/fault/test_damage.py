@@ -157,12 +157,27 @@ def test_a_file_that_is_copied_in_again_heals_all_that_shared_its_damage(filled:
     filled.start()
     assert _look(filled)[1]
     wait_until("the chunk is marked", lambda: "damaged file" in _log(filled))
-    (filled.root / "restored").write_bytes(_expected()["shared/one"])
+    health = _health(filled)
+    assert health["state"] == "trouble"
+    assert "1 chunks are damaged" in health["problem"]
+    assert "copy the files" in health["what_to_do"]
+    sha256 = hashlib.sha256(_expected()["shared/one"]).hexdigest()
+    shown = filled.run("blob", sha256, "--store", str(filled.store), "--chunks")
+    assert "raw, damaged" in shown
+    with (filled.root / "restored").open("wb") as file:
+        file.write(_expected()["shared/one"])
+        os.fsync(file.fileno())
     assert not _look(filled)[1]
+    assert _health(filled)["state"] == "ok"
     filled.restart()
     assert not _look(filled)[1]
     filled.unmount()
     assert "is clean" in filled.run("check", str(filled.store))
+
+
+def _health(mount: Mount) -> dict[str, str]:
+    health: dict[str, str] = control.call(mount.store, "status")["health"]
+    return health
 
 
 def test_a_missing_pack_is_eio_and_the_tree_is_served(filled: Mount) -> None:
@@ -177,6 +192,7 @@ def test_a_missing_pack_is_eio_and_the_tree_is_served(filled: Mount) -> None:
     filled.restart()
     assert (filled.root / "new").read_bytes() == b"writing goes on" * 100_000
     assert "is missing" in _log(filled)
+    assert "damaged or lost" in _health(filled)["problem"]
     filled.unmount()
 
 

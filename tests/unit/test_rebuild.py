@@ -72,6 +72,51 @@ def test_a_whole_index_is_left_as_it_is(store: Path) -> None:
     assert _contents(store) == before
 
 
+async def _start(store: Path) -> None:
+    async with open_store(store, OPTIONS):
+        pass
+
+
+def _damage_meta(store: Path, page: int, at: int, length: int) -> None:
+    with (store / "index" / pages.FILE).open("r+b") as file:
+        file.seek(page * 4096 + at)
+        old = file.read(length)
+        file.seek(page * 4096 + at)
+        file.write(bytes(byte ^ 0x10 for byte in old) if length < 100 else bytes(length))
+
+
+@pytest.mark.parametrize("at", [10, 16, 20], ids=["flags", "magic", "version"])
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_flipped_bit_of_a_meta_page_loses_nothing(
+    store: Path, page: int, at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(store / DIRECTORY)
+    before = _contents(store)
+    _damage_meta(store, page, at, 1)
+    if at == 10:
+        with (store / "index" / pages.FILE).open("r+b") as file:
+            file.seek(page * 4096 + at)
+            file.write(b"\0")
+    trio.run(_start, store)
+    assert f"meta page {page} of the index was damaged; it is put right" in caplog.text
+    assert _contents(store) == before
+
+
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_meta_page_that_is_gone_costs_one_commit_at_most(store: Path, page: int) -> None:
+    shutil.rmtree(store / DIRECTORY)
+    before = _contents(store)
+    _damage_meta(store, page, 0, 4096)
+    with pytest.raises(IndexDamagedError) as refused:
+        trio.run(_start, store)
+    assert "cafs rebuild" in refused.value.advice
+    done = rebuild(store, _nothing)
+    assert done.source == "index"
+    assert "the one before" in done.faults[0]
+    assert set(_contents(store)) >= set(before) - {b"doomed"}
+    assert not findings(store)
+
+
 @pytest.mark.parametrize("database", DATABASES)
 def test_what_lay_in_a_damaged_page_comes_from_the_copy(store: Path, database: str) -> None:
     before = _contents(store)
