@@ -252,9 +252,18 @@ def _clear_away(service: Service) -> None:
 
 
 def without_nginx(settings: Settings) -> Settings:
-    """*settings* with a daemon that listens where nginx's internal server would."""
+    """*settings* with a daemon that listens where nginx's internal server would.
+
+    Raises :class:`ConfigError` if passwords would come there in the clear, as nginx's plan does.
+    """
     if settings.http.listen is not None:
         return settings
+    if settings.http.certificate is None:
+        raise ConfigError(
+            "http.certificate is not set, and the daemon is to listen where nginx would with TLS",
+            advice='set it, or say where it may answer without: http.listen = "127.0.0.1:8080", '
+            "or try things out with: cafs serve --no-nginx --dev",
+        )
     address = settings.serve.listen_address
     listen = f"{'0.0.0.0' if address == '*' else address}:{settings.serve.internal_port}"
     return dataclasses.replace(settings, http=dataclasses.replace(settings.http, listen=listen))

@@ -370,6 +370,19 @@ def test_without_credentials_it_says_what_to_do(served: Served, run_cafs: RunCaf
     assert mount_at(served.mountpoint) is None
 
 
+def test_without_nginx_passwords_are_not_taken_in_the_clear(
+    served: Served, run_cafs: RunCafs
+) -> None:
+    """Where nginx would listen, it would want a certificate; so does the daemon."""
+    flags = (served.store, served.mountpoint, "--no-nginx", "--config", served.settings)
+    done = run_cafs("serve", *flags)
+    assert done.returncode == 2
+    assert "http.certificate is not set" in done.stderr
+    for way_out in ("http.listen", "--dev"):
+        assert way_out in done.stderr
+    assert mount_at(served.mountpoint) is None
+
+
 def test_in_the_background(served: Served, run_cafs: RunCafs) -> None:
     done = run_cafs(
         *("serve", served.store, served.mountpoint, "--dev", "--daemon"),
