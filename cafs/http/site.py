@@ -11,7 +11,6 @@ import ipaddress
 import os
 import pwd
 from collections.abc import Sequence
-from pathlib import Path
 
 import trio
 from starlette.requests import Request
@@ -20,6 +19,7 @@ from cafs.errors import CafsError, ConfigError, DamagedError
 from cafs.http.counting import Requests
 from cafs.http.paths import TreePath
 from cafs.http.pruning import Pruner
+from cafs.http.secret import Secret
 from cafs.http.users import Users
 from cafs.http_options import HttpOptions
 from cafs.notices import Change
@@ -44,11 +44,15 @@ class Site:
         self.partitions = Subdirectories(store.tree)
         """Partition directories that requests have met."""
         self._owner = caller_of(options.owner) if options.owner is not None else None
-        self.secret = read_secret(options.secret_file)
-        """What links are signed with; empty: there are none."""
+        self._secret = Secret(options.secret_file)
         self.users = Users(options.users_file)
         self.requests = Requests(store)
         self.networks = [ipaddress.ip_network(text) for text in options.access]
+
+    @property
+    def secret(self) -> bytes:
+        """What links are signed with; empty: there are none."""
+        return self._secret.now()
 
     @property
     def caller(self) -> Caller:
@@ -141,19 +145,6 @@ def caller_of(text: str) -> Caller:
     except (KeyError, OverflowError):
         raise ConfigError(f"http.owner = {text}: there is no such user or group") from None
     return Caller(uid, gid, groups)
-
-
-def read_secret(file: Path | None) -> bytes:
-    """The secret in a file of one line; empty without a file.  Raises ConfigError."""
-    if file is None:
-        return b""
-    try:
-        secret = file.read_bytes().strip(b"\r\n")
-    except OSError as error:
-        raise ConfigError(f"http.secret_file = {file}: {error.strerror}") from None
-    if not secret or b"\n" in secret:
-        raise ConfigError(f"http.secret_file = {file}: it must have one line")
-    return secret
 
 
 def describe(request: Request) -> str:

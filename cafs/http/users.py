@@ -66,8 +66,7 @@ class Users:
         if self._file is None:
             return False
         try:
-            status = os.stat(self._file)
-            version = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+            version = version_of(self._file)
             if version != self._version:
                 self._users = auth.parse_users(self._file.read_bytes())
                 self._right.clear()
@@ -79,3 +78,9 @@ class Users:
             )
             return False
         return True
+
+
+def version_of(file: Path) -> tuple[int, ...]:
+    """What is another one when the file's content is; raises OSError."""
+    status = os.stat(file)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

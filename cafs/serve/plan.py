@@ -6,6 +6,7 @@ Invariant: :func:`make` changes nothing and raises whatever can be foreseen; onl
 
 from __future__ import annotations
 
+import dataclasses
 import grp
 import os
 import pwd
@@ -37,6 +38,8 @@ class Plan:
     module: Path | None
     warnings: tuple[str, ...] = ()
     """What the operator should hear of, though nginx would take it."""
+    shared: tuple[tuple[str, Path | None], ...] = ()
+    """Settings that a daemon behind nginx must have the same of."""
 
     @property
     def config(self) -> Path:
@@ -82,7 +85,13 @@ def make(
     backend = Indexed(store, http.socket or store / SOCKET, module, settings.mount.pending_file)
     credentials = _credentials(settings.serve, http)
     where = run_dir or settings.serve.run_dir or rundir.default(store)
-    return _plan(settings.serve, http, nginx, credentials, backend, where)
+    shared = (
+        ("http.socket", http.socket),
+        ("http.secret_file", http.secret_file),
+        ("mount.pending_file", settings.mount.pending_file),
+    )
+    plan = _plan(settings.serve, http, nginx, credentials, backend, where)
+    return dataclasses.replace(plan, shared=shared)
 
 
 def make_classic(root: Path, settings: Settings, run_dir: Path) -> Plan:

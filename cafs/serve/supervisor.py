@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from cafs import lock
+from cafs import lock, log
 from cafs.config import Settings
 from cafs.errors import CafsError, ConfigError, DaemonError, NginxError, first_foreseen
 from cafs.index import warm
@@ -151,12 +151,12 @@ class _Supervisor:
             return
         try:
             plan = self.service.plan()
-            if plan.run_dir != self.plan.run_dir:
-                raise ConfigError("another serve.run_dir takes a restart")
+            _must_stay(self.plan, plan)
             # nginx -t takes a while, and reads certificates.
             await trio.to_thread.run_sync(nginx_process.replace, plan)
         except CafsError as error:
-            _logger.error("%s: nothing was changed: %s", why, error)
+            advice = log.fields(advice=error.advice)
+            _logger.error("%s: nothing was changed: %s", why, error, extra=advice)
             return
         for text in plan.warnings:
             _logger.warning("%s", text)
@@ -241,6 +241,17 @@ class _Supervisor:
             _clear_away(self.service)
         if self._mount.error is None and status != 0:
             _logger.error("the daemon %s while it stopped", how_it_ended(status))
+
+
+def _must_stay(old: Plan, new: Plan) -> None:
+    """Raise ConfigError for what cannot be changed while the daemon runs on."""
+    before = {"serve.run_dir": old.run_dir, **dict(old.shared)}
+    for name, value in {"serve.run_dir": new.run_dir, **dict(new.shared)}.items():
+        if value != before[name]:
+            raise ConfigError(
+                f"another {name} takes a restart",
+                advice="restart cafs serve, or let the setting be what it was",
+            )
 
 
 def _clear_away(service: Service) -> None:

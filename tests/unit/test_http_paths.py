@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cafs.errors import ConfigError, UsageError
 from cafs.http.accesslog import AccessLog, Line, render
 from cafs.http.paths import TreePath, below, escaped, normalized
-from cafs.http.site import caller_of, read_secret
+from cafs.http.site import caller_of
 from cafs.http_options import HttpOptions
 
 
@@ -136,16 +136,3 @@ def test_addresses_that_nobody_can_listen_on(listen: str) -> None:
 def test_a_key_without_a_certificate() -> None:
     with pytest.raises(ConfigError, match="certificate_key"):
         HttpOptions(certificate_key=Path("/key"))
-
-
-def test_secrets(tmp_path: Path) -> None:
-    file = tmp_path / "secret"
-    file.write_text("s3cr3t\n")
-    assert read_secret(file) == b"s3cr3t"
-    assert read_secret(None) == b""
-    for content in ("", "\n", "two\nlines\n"):
-        file.write_text(content)
-        with pytest.raises(ConfigError, match="one line"):
-            read_secret(file)
-    with pytest.raises(ConfigError, match="No such file"):
-        read_secret(tmp_path / "absent")
