@@ -1,8 +1,7 @@
-"""``cafs serve`` and ``cafs nginx-config`` with real processes: start, watch, reload, stop."""
+"""``cafs serve`` and ``cafs nginx-config`` with real processes: start, watch, stop."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -12,190 +11,24 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cafs.mount.mountpoint import mount_at
 from tests.conftest import ROOT, RunCafs
-from tests.http.stocknginx import need_nginx
-from tests.http.wire import free_ports
+from tests.http.served import (
+    KEY,
+    NEEDED,
+    PATIENCE_S,
+    Served,
+    await_,
+    command_line,
+    descendants,
+    mentioning,
+)
 
-pytestmark = [
-    pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="cleans up with umount2(2), which root may call"),
-]
-
-PATIENCE_S = 30.0
-_MNT_DETACH = 2
-_PR_SET_CHILD_SUBREAPER = 36
-KEY = "admin/cc-packages/ab/cd/abcd-1"
-
-
-class Served:
-    """A store, a mountpoint, settings, and one ``cafs serve`` in the foreground."""
-
-    def __init__(self, run: RunCafs) -> None:
-        need_nginx()
-        self.base = Path(tempfile.mkdtemp(prefix="cafs-serve-"))
-        self.store = self.base / "store"
-        self.mountpoint = self.base / "mnt"
-        self.settings = self.base / "cafs.toml"
-        self.log = self.base / "log"
-        self.mountpoint.mkdir()
-        self.ports = free_ports(3)
-        self.configure()
-        assert run("init", self.store).returncode == 0
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def configure(self, **changes: Any) -> None:
-        """Write the settings file."""
-        values = {
-            "run_dir": str(self.base / "run"),
-            "listen_address": "127.0.0.1",
-            "internal_port": self.ports[0],
-            "public_tls_port": 0,
-            "public_port": self.ports[1],
-            "workers": 1,
-            **changes,
-        }
-        lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-        self.settings.write_text("[serve]\n" + "\n".join(lines) + "\n")
-
-    def launch(self, *flags: str) -> subprocess.Popen[bytes]:
-        """Start it, without waiting."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "cafs.cli.main", "serve", "--json", "--dev"),
-                    *("--config", str(self.settings), str(self.store), str(self.mountpoint)),
-                    *flags,
-                ],
-                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-        return self.process
-
-    def start(self, *flags: str) -> dict[str, Any]:
-        """Start it, and return what it says when it answers."""
-        process = self.launch(*flags)
-        assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
-        line = process.stdout.readline() if ready else b""
-        assert line, self.log.read_text()
-        answer = json.loads(line)
-        assert isinstance(answer, dict)
-        return answer
-
-    def curl(self, path: str, *flags: str, port: int = 0) -> tuple[int, bytes]:
-        """Status and body of one request to the internal server."""
-        done = subprocess.run(
-            [
-                *("curl", "-sS", "-K", str(self.store / "dev" / "curl"), "-w", "\n%{http_code}"),
-                *flags,
-                f"https://localhost:{port or self.ports[0]}/{path}",
-            ],
-            capture_output=True,
-            check=False,
-            timeout=PATIENCE_S,
-        )
-        body, _, status = done.stdout.rpartition(b"\n")
-        return int(status or 0), body
-
-    def put(self, data: bytes, path: str = KEY) -> None:
-        """Store a blob."""
-        source = self.base / "source"
-        source.write_bytes(data)
-        status, body = self.curl(path, "-T", str(source))
-        assert status in (201, 204), body
-
-    def children(self, name: str) -> list[int]:
-        """Children whose command line holds *name*."""
-        assert self.process is not None
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [pid for pid in map(int, listed.split()) if name in _command_line(pid)]
-
-    def await_log(self, text: str) -> None:
-        """Wait until the log says it."""
-        await_(lambda: text in self.log.read_text(), lambda: self.log.read_text())
-
-    def stop(self) -> int:
-        """SIGTERM, and the exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(PATIENCE_S)
-        assert mount_at(self.mountpoint) is None
-        return code
-
-    def close(self) -> None:
-        """Leave nothing, whatever state it is in."""
-        process = self.process
-        if process is not None:
-            pids = [process.pid, *descendants(process.pid)] if process.poll() is None else []
-            for pid in pids:
-                _kill(pid, signal.SIGKILL)
-            process.wait(PATIENCE_S)
-            assert process.stdout is not None
-            process.stdout.close()
-        for pid in _mentioning(str(self.base)):
-            _kill(pid, signal.SIGKILL)
-        while mount_at(self.mountpoint) is not None:
-            if ctypes.CDLL(None).umount2(os.fsencode(self.mountpoint), _MNT_DETACH):
-                break
-        print(self.log.read_text() if self.log.exists() else "")
-        shutil.rmtree(self.base, ignore_errors=True)
-
-
-def await_(condition: Callable[[], bool], told: Callable[[], str]) -> None:
-    """Wait for a condition that nothing announces."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, told()
-        time.sleep(0.02)
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [one for child in map(int, listed) for one in (child, *descendants(child))]
-
-
-def _command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
-def _mentioning(text: str) -> list[int]:
-    own = os.getpid()
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [pid for pid in pids if pid != own and text in _command_line(pid)]
-
-
-def _kill(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-@pytest.fixture
-def served(run_cafs: RunCafs) -> Iterator[Served]:
-    served = Served(run_cafs)
-    try:
-        yield served
-    finally:
-        served.close()
+pytestmark = NEEDED
 
 
 def test_it_serves_and_stops_in_good_order(served: Served) -> None:
@@ -216,7 +49,7 @@ def test_it_serves_and_stops_in_good_order(served: Served) -> None:
     assert served.stop() == 0
     assert "waiting" not in served.log.read_text()
     assert not (served.base / "run").exists()
-    assert not _mentioning(str(served.base))
+    assert not mentioning(str(served.base))
 
 
 def test_a_health_check_need_not_name_a_host(served: Served) -> None:
@@ -230,12 +63,12 @@ def test_a_health_check_need_not_name_a_host(served: Served) -> None:
     assert served.stop() == 0
 
 
-def test_no_secret_is_on_a_command_line_or_readable_by_others(served: Served) -> None:
+def test_no_secret_is_on_acommand_line_or_readable_by_others(served: Served) -> None:
     served.start()
     secret = (served.store / "dev" / "secret").read_text().strip()
     assert served.process is not None
     for pid in (served.process.pid, *descendants(served.process.pid)):
-        assert secret not in _command_line(pid)
+        assert secret not in command_line(pid)
     holding = [
         path
         for base in (served.base / "run", served.store / "dev")
@@ -261,90 +94,13 @@ def test_a_child_that_is_killed_is_started_again(served: Served) -> None:
     assert served.stop() == 0
 
 
-def test_hangup_takes_new_settings_and_refuses_wrong_ones(served: Served) -> None:
-    served.start()
-    served.put(b"kept")
-    assert served.process is not None
-    served.configure(internal_port=served.ports[2])
-    served.process.send_signal(signal.SIGHUP)
-    await_(lambda: served.curl(KEY, port=served.ports[2])[0] == 200, served.log.read_text)
-    served.settings.write_text("[serve]\nworkers = 9999\n")
-    served.process.send_signal(signal.SIGHUP)
-    served.await_log("nothing was changed")
-    assert served.curl(KEY, port=served.ports[2])[0] == 200
-    assert served.stop() == 0
-
-
-def test_hangup_takes_a_new_secret_for_both(served: Served) -> None:
-    """One signs links with it and the other checks them."""
-    served.start()
-    served.put(b"kept")
-    assert served.process is not None
-    path = KEY.removeprefix("admin/")
-    sign = f"sign?expires={int(time.time()) + 600}&path=/{path}"
-
-    def linked() -> tuple[int, str]:
-        status, link = served.curl(sign)
-        assert status == 200, link
-        url = link.decode().partition("://")[2].partition("/")[2]
-        return served.curl(url)[0], url
-
-    status, before = linked()
-    assert status == 200
-    (served.store / "dev" / "secret").write_text("an0ther s3cr3t\n")
-    served.process.send_signal(signal.SIGHUP)
-    await_(lambda: linked()[0] == 200, served.log.read_text)
-    assert linked()[1] != before
-    assert served.curl(before)[0] == 403
-    assert served.stop() == 0
-
-
-@pytest.mark.parametrize(
-    "line", ['[http]\nsecret_file = "{}"', '[http]\nsocket = "{}"', '[mount]\npending_file = "{}"']
-)
-def test_what_the_daemon_must_have_too_takes_a_restart(served: Served, line: str) -> None:
-    served.start()
-    served.put(b"kept")
-    assert served.process is not None
-    other = served.base / "other"
-    other.write_text("an0ther s3cr3t\n")
-    before = (served.base / "run" / "nginx.conf").read_text()
-    with served.settings.open("a") as settings:
-        settings.write(line.format(other) + "\n")
-    served.process.send_signal(signal.SIGHUP)
-    served.await_log("takes a restart")
-    assert (served.base / "run" / "nginx.conf").read_text() == before
-    assert served.curl(KEY)[0] == 200
-    assert served.stop() == 0
-
-
-def test_what_nginx_refuses_is_not_reloaded(served: Served) -> None:
-    served.start()
-    served.put(b"kept")
-    assert served.process is not None
-    broken = served.base / "broken.pem"
-    broken.write_text("no certificate")
-    before = (served.base / "run" / "nginx.conf").read_text()
-    served.configure(public_certificate=str(broken), public_certificate_key=str(broken))
-    served.settings.write_text(
-        served.settings.read_text().replace(
-            "public_tls_port = 0", f"public_tls_port = {served.ports[2]}"
-        )
-    )
-    served.process.send_signal(signal.SIGHUP)
-    served.await_log("nginx refuses its configuration")
-    assert (served.base / "run" / "nginx.conf").read_text() == before
-    assert served.curl(KEY)[0] == 200
-    assert served.stop() == 0
-
-
 def test_unmounting_ends_it(served: Served, run_cafs: RunCafs) -> None:
     served.start()
     done = run_cafs("umount", served.mountpoint)
     assert done.returncode == 0, done.stderr
     assert served.process is not None
     assert served.process.wait(PATIENCE_S) == 0
-    assert not _mentioning(str(served.base))
+    assert not mentioning(str(served.base))
 
 
 def test_children_end_with_a_parent_that_is_killed(served: Served, run_cafs: RunCafs) -> None:
@@ -352,7 +108,7 @@ def test_children_end_with_a_parent_that_is_killed(served: Served, run_cafs: Run
     assert served.process is not None
     served.process.send_signal(signal.SIGKILL)
     served.process.wait(PATIENCE_S)
-    await_(lambda: not _mentioning(str(served.base)), lambda: str(_mentioning(str(served.base))))
+    await_(lambda: not mentioning(str(served.base)), lambda: str(mentioning(str(served.base))))
     await_(lambda: mount_at(served.mountpoint) is None, lambda: "still mounted")
     # The next start of the same store, whatever it is, takes the copy of the secret away.
     assert (served.base / "run" / "link-secret.conf").exists()
@@ -522,4 +278,4 @@ def test_the_lines_of_the_readme_work_as_pasted(served: Served, tmp_path: Path) 
     assert "HTTP/1.1 200 OK" in done.stdout
     assert mount_at(demo / "mnt") is None
     # nginx lets its connections end first; killed before that it would leave its workers behind.
-    await_(lambda: not _mentioning(str(served.base)), lambda: str(_mentioning(str(served.base))))
+    await_(lambda: not mentioning(str(served.base)), lambda: str(mentioning(str(served.base))))
