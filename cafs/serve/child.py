@@ -60,7 +60,7 @@ class Child:
         return self.process.pid
 
     async def wait(self) -> int:
-        """Its exit status, negative for a signal; safe to be called by several tasks."""
+        """Its exit status, negative for a signal; for one task at a time."""
         while self.process.poll() is None:
             await trio.lowlevel.wait_readable(self._pidfd)
         return self.process.returncode

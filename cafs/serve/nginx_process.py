@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -21,10 +22,13 @@ from cafs.serve.plan import Plan
 from cafs.serve.rundir import PID_FILE
 
 START_PATIENCE_S: Final = 20.0
+RELOAD_PATIENCE_S: Final = 20.0
+"""How long nginx may take to follow a configuration; for a port that is taken it tries 2.5 s."""
 GRACE_S: Final = 20.0
 """How long running requests may take to finish when nginx is told to go."""
 
 _POLL_S = 0.02
+_TAKEN = "Address already in use"
 _LINE = re.compile(r"(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d |nginx: )\[(\w+)\] (.*)")
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -92,6 +96,8 @@ class NginxProcess:
         self._pid_file = plan.run_dir / PID_FILE
         self._pid_file.unlink(missing_ok=True)
         self._complaint = ""
+        self._given_up = False
+        """Whether the master has said that it does not follow a configuration."""
         reader, writer = os.pipe()
         try:
             self.child = Child([*_command(plan), "-g", "daemon off;"], stderr=writer)
@@ -121,8 +127,11 @@ class NginxProcess:
         with trio.move_on_after(1.0):
             while not self._complaint:
                 await trio.sleep(_POLL_S)
-        text = f"nginx {how}: {self._complaint or 'it did not say why'}"
-        if "Address already in use" in text:
+        return self._fault(how)
+
+    def _fault(self, what: str) -> CafsError:
+        text = f"nginx {what}: {self._complaint or 'it did not say why'}"
+        if _TAKEN in text:
             return AddressError(
                 text,
                 advice="see who listens there: ss -ltnp; or choose other ports: "
@@ -145,14 +154,44 @@ class NginxProcess:
         match = _LINE.match(line)
         level = _LEVELS.get(match[1], logging.ERROR) if match else logging.WARNING
         text = match[2] if match else line
+        if match and match[1] == "emerg" and text.startswith(f"{self.child.pid}#"):
+            # Of a port that is taken it says so after each try, and at last that it gives up.
+            self._given_up = self._given_up or _TAKEN not in text
         if level >= logging.ERROR and not self._complaint:
             # The first: what follows is only that it gives up.
             self._complaint = _PROCESS.sub("", text)
         _logger.log(level, "nginx: %s", text)
 
-    def reload(self) -> None:
-        """Let it read its configuration again; running requests finish with the old one."""
+    async def reload(self) -> None:
+        """Let it read its configuration again; running requests finish with the old one.
+
+        Returns when it has: new workers answer.  Raises :class:`AddressError` or
+        :class:`NginxError` when it goes on with the old one, or has ended.
+        """
+        before = self._workers()
+        self._complaint, self._given_up = "", False
         self.child.send(signal.SIGHUP)
+        with trio.move_on_after(RELOAD_PATIENCE_S):
+            while self._workers() <= before:
+                if self._given_up:
+                    raise self._fault("does not follow its configuration")
+                # Its end is waited for already, by who starts it again.
+                status = self.child.process.poll()
+                if status is not None:
+                    raise await self._failed(how_it_ended(status))
+                await trio.sleep(_POLL_S)
+            return
+        raise NginxError(f"nginx did not follow its configuration within {RELOAD_PATIENCE_S:g} s")
+
+    def _workers(self) -> set[int]:
+        pid = self.child.pid
+        try:
+            return {
+                int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            }
+        except OSError:
+            # It has just ended.
+            return set()
 
     def reopen_logs(self) -> None:
         """Let it open its log files again, after somebody moved them."""

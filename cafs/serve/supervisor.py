@@ -110,6 +110,8 @@ class _Supervisor:
         self.plan = plan
         self._mount: MountProcess | None = None
         self._nginx: NginxProcess | None = None
+        self._changing = trio.Lock()
+        """nginx's files, and what runs with them, change together."""
 
     async def serve(self, ready: Callable[[], None]) -> None:
         with trio.open_signal_receiver(
@@ -117,7 +119,7 @@ class _Supervisor:
         ) as signals:
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+                    nursery.start_soon(self._obey, signals, nursery)
                     await self._start_mount()
                     if self.plan is not None:
                         await self._start_nginx(nursery)
@@ -132,37 +134,53 @@ class _Supervisor:
                 with trio.CancelScope(shield=True):
                     await self._stop()
 
-    async def _obey(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async def _obey(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                await self._reload(name)
+                # It takes a while, and whoever ends us meanwhile does not wait for it.
+                nursery.start_soon(self._reload, name)
             elif number == signal.SIGUSR1:
                 if self._nginx is not None:
                     self._nginx.reopen_logs()
             else:
                 _logger.info("%s: stopping", name)
-                scope.cancel()
+                nursery.cancel_scope.cancel()
 
     async def _reload(self, why: str) -> None:
-        """Settings that are wrong, or that nginx refuses, change nothing."""
+        """Settings that are wrong, or that nginx refuses or cannot follow, change nothing."""
         if self.service.plan is None or self.plan is None or self._nginx is None:
             _logger.warning("%s: there is no nginx to be reloaded", why)
             return
+        async with self._changing:
+            try:
+                plan = self.service.plan()
+                _must_stay(self.plan, plan)
+                # nginx -t takes a while, and reads certificates.
+                await trio.to_thread.run_sync(nginx_process.replace, plan)
+                done = await self._follow(self._nginx, self.plan)
+            except CafsError as error:
+                advice = log.fields(advice=error.advice)
+                _logger.error("%s: nothing was changed: %s", why, error, extra=advice)
+                return
+            for text in plan.warnings:
+                _logger.warning("%s", text)
+            self.plan = plan
+        _logger.info("%s: %s", why, done)
+
+    async def _follow(self, nginx: NginxProcess, old: Plan) -> str:
+        """Have nginx take the files that are there; if it does not, those of *old* are again.
+
+        Returns what was done.
+        """
+        if nginx.child.process.poll() is not None:
+            return "nginx will read its configuration when it is started again"
         try:
-            plan = self.service.plan()
-            _must_stay(self.plan, plan)
-            # nginx -t takes a while, and reads certificates.
-            await trio.to_thread.run_sync(nginx_process.replace, plan)
-        except CafsError as error:
-            advice = log.fields(advice=error.advice)
-            _logger.error("%s: nothing was changed: %s", why, error, extra=advice)
-            return
-        for text in plan.warnings:
-            _logger.warning("%s", text)
-        self.plan = plan
-        self._nginx.reload()
-        _logger.info("%s: nginx reads its configuration again", why)
+            await nginx.reload()
+        except CafsError:
+            await trio.to_thread.run_sync(old.write)
+            raise
+        return "nginx has read its configuration again"
 
     async def _start_mount(self) -> None:
         service = self.service
@@ -205,9 +223,10 @@ class _Supervisor:
             reason = how_it_ended(await self._nginx.child.wait())
             while True:
                 await restarts.one_more(reason, NginxError)
-                await self._nginx.close()
                 try:
-                    await self._start_nginx(nursery)
+                    async with self._changing:
+                        await self._nginx.close()
+                        await self._start_nginx(nursery)
                     break
                 except CafsError as error:
                     reason = f"could not start: {error}"

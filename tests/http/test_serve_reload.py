@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import time
 
 import pytest
@@ -87,3 +89,41 @@ def test_what_nginx_refuses_is_not_reloaded(served: Served) -> None:
     assert (served.base / "run" / "nginx.conf").read_text() == before
     assert served.curl(KEY)[0] == 200
     assert served.stop() == 0
+
+
+def test_a_hangup_that_nginx_cannot_follow_changes_nothing(served: Served) -> None:
+    """A port that is taken shows only when nginx listens on it, not when it tests the settings."""
+    served.start()
+    served.put(b"kept")
+    assert served.process is not None
+    config = served.base / "run" / "nginx.conf"
+    before = config.read_text()
+    served.configure(public_port=served.ports[2])
+    with socket.create_server(("127.0.0.1", served.ports[2])):
+        served.process.send_signal(signal.SIGHUP)
+        served.await_log("nothing was changed")
+        log = served.log.read_text()
+        assert f":{served.ports[2]} failed" in log, "which port it is"
+        assert "serve.public_port" in log, "what to do"
+        assert config.read_text() == before
+        # And so it is with an nginx that has to be started again.
+        (master,) = served.children("nginx")
+        os.kill(master, signal.SIGKILL)
+        served.await_log("nginx listens again")
+        assert served.curl(KEY) == (200, b"kept")
+    served.process.send_signal(signal.SIGHUP)
+    served.await_log("nginx has read its configuration again")
+    assert config.read_text() != before
+    assert served.curl(KEY) == (200, b"kept")
+    assert served.stop() == 0
+
+
+def test_it_can_be_stopped_while_nginx_tries_to_follow(served: Served) -> None:
+    served.start()
+    assert served.process is not None
+    served.configure(public_port=served.ports[2])
+    with socket.create_server(("127.0.0.1", served.ports[2])):
+        served.process.send_signal(signal.SIGHUP)
+        served.await_log(f":{served.ports[2]} failed")
+        assert served.stop() == 0
+    assert "nothing was changed" not in served.log.read_text()
