@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 import trio
@@ -52,14 +53,24 @@ def test(plan: Plan) -> None:
         return
     said = [match[2] for match in map(_LINE.match, done.stderr.splitlines()) if match]
     reason = _PROCESS.sub("", said[-1]) if said else done.stderr.strip()[-300:]
-    if "binary compatible" in reason and plan.module is not None:
-        raise NginxError(
-            f"{plan.module} was built for another nginx than {plan.nginx.version}: {reason}",
-            advice="build it again: native/nginx/build.sh",
-        )
-    raise NginxError(
-        f"nginx refuses its configuration: {reason}", advice=f"see {plan.config}, and the settings"
-    )
+    what = f"nginx refuses its configuration: {_with_line(plan, reason)}"
+    advice = "correct the setting that this comes from; cafs nginx-config shows all of it"
+    # Built for another version or with other options: nginx has several ways to say so.
+    if plan.module is not None and f'"{plan.module}"' in reason:
+        what = f"{plan.module} was built for another nginx than {plan.nginx.version}: "
+        what += _with_line(plan, reason)
+        program, directory = quote(str(plan.nginx.program)), quote(str(plan.module.parent))
+        advice = f"build it again: native/nginx/build.sh --nginx {program} --install {directory}"
+    raise NginxError(what, advice=advice)
+
+
+def _with_line(plan: Plan, reason: str) -> str:
+    """*reason* with the line that nginx means, instead of where it stood: that file goes away."""
+    what, _, number = reason.rpartition(f" in {plan.config}:")
+    lines = plan.text.splitlines()
+    if not what or not number.isdecimal() or int(number) > len(lines):
+        return reason
+    return f'{what} in the line "{lines[int(number) - 1].strip()}"'
 
 
 def replace(plan: Plan) -> None:
