@@ -38,7 +38,8 @@ class ServeOptions:
     )
     workers: int = count_setting(0, 0, 256, "nginx's worker processes; 0: one for each core.")
     worker_user: str | None = name_setting(
-        None, "Whom nginx's workers run as, when it is not the daemon's user."
+        None,
+        "Whom nginx's workers run as in `cafs nginx-config`; the daemon must, too.",
     )
     listen_address: str = name_setting("*", "The address that nginx's servers listen on.")
     internal_port: int = count_setting(

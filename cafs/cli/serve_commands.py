@@ -78,7 +78,7 @@ def serve(
 
     def now() -> plan.Plan:
         fresh = frame.settings(flags)
-        return plan.make(store, _development(fresh, store) if dev else fresh)
+        return plan.make_own(store, _development(fresh, store) if dev else fresh)
 
     service = supervisor.Service(
         store,

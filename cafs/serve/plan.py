@@ -94,6 +94,22 @@ def make(
     return dataclasses.replace(plan, shared=shared)
 
 
+def make_own(store: Path, settings: Settings) -> Plan:
+    """The plan of an nginx whose daemon runs beside it, as the same user.
+
+    Raises what :func:`make` raises, and :class:`ConfigError` for workers of another user.
+    """
+    name = settings.serve.worker_user
+    if name is not None and _worker_user(settings.serve).pw_uid != os.geteuid():
+        raise ConfigError(
+            f"serve.worker_user = {name}: cafs serve runs as another user, and what its daemon "
+            "writes nobody else may read",
+            advice=f"leave it out, or run cafs serve as {name}; the setting is for "
+            "cafs nginx-config, and a daemon that runs as that user",
+        )
+    return make(store, settings)
+
+
 def make_classic(root: Path, settings: Settings, run_dir: Path) -> Plan:
     """The plan of an nginx that serves the directory *root* with its own dav modules.
 
@@ -173,9 +189,17 @@ def _worker(options: ServeOptions) -> str | None:
     """Whom the workers run as: without a word nginx would take `nobody`, who may read nothing."""
     if os.geteuid() != 0:
         return None
+    user = _worker_user(options)
     try:
-        name = options.worker_user
-        user = pwd.getpwnam(name) if name is not None else pwd.getpwuid(os.geteuid())
         return f"{user.pw_name} {grp.getgrgid(user.pw_gid).gr_name}"
     except KeyError:
-        raise ConfigError(f"serve.worker_user = {options.worker_user}: no such user") from None
+        raise ConfigError(f"{user.pw_name}: there is no group {user.pw_gid}") from None
+
+
+def _worker_user(options: ServeOptions) -> pwd.struct_passwd:
+    name = options.worker_user
+    try:
+        return pwd.getpwuid(os.geteuid()) if name is None else pwd.getpwnam(name)
+    except KeyError:
+        who = f"user {os.geteuid()}" if name is None else f"serve.worker_user = {name}"
+        raise ConfigError(f"{who}: no such user") from None

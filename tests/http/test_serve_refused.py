@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cafs.config import load
 from cafs.mount.mountpoint import mount_at
 from cafs.serve import nginx_program
+from cafs.serve.development import fill_in
+from tests.conftest import RunCafs
 from tests.http.served import NEEDED, PATIENCE_S, Served
 
 pytestmark = NEEDED
@@ -91,3 +94,22 @@ def test_a_certificate_that_is_none_is_named(served: Served) -> None:
     )
     message, _ = refused(served)
     assert re.search(rf'cannot load certificate "{broken}"', message)
+
+
+def test_workers_that_could_read_nothing_are_refused(served: Served, run_cafs: RunCafs) -> None:
+    """The daemon runs as root here, and nobody else may read what it writes."""
+    served.configure(worker_user="www-data")
+    flags = ("--config", served.settings)
+    done = run_cafs("serve", served.store, served.mountpoint, "--dev", *flags)
+    assert done.returncode == 2
+    assert "serve.worker_user = www-data: " in done.stderr
+    assert "run cafs serve as www-data" in done.stderr
+    assert mount_at(served.mountpoint) is None
+    # Of the daemon behind this one nothing is known yet.
+    http = fill_in(load().http, served.store)
+    with served.settings.open("a") as settings:
+        settings.write(f'[http]\ncertificate = "{http.certificate}"\n')
+        settings.write(f'certificate_key = "{http.certificate_key}"\n')
+        settings.write(f'users_file = "{http.users_file}"\n')
+    printed = run_cafs("nginx-config", served.store, *flags)
+    assert "\nuser www-data www-data;\n" in printed.stdout
