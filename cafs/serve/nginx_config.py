@@ -16,6 +16,7 @@ from typing import Final
 
 from cafs.errors import ConfigError
 from cafs.http_options import HttpOptions
+from cafs.serve import nginx_cut
 from cafs.serve.backend import Credentials, Directory, Indexed
 from cafs.serve.nginx_program import DAV_EXT_MODULE, HEADERS_MODULE, Nginx
 from cafs.serve.rundir import PID_FILE, SECRET_INCLUDE, TEMPORARY
@@ -154,11 +155,8 @@ class _Writer:
         lines += [
             "    default_type text/html;",
             "    # A request's own time, and the daemon's part of it; for `timed_combined`.",
-            "    log_format timed_combined '$remote_addr - $remote_user [$time_local] '",
-            "                              '\"$request\" $status $body_bytes_sent '",
-            '                              \'"$http_referer" "$http_user_agent" \'',
-            "                              '$request_time $upstream_response_time $pipe';",
-            f"    access_log {self._access_log()};",
+            *_log_format("timed_combined", "$status"),
+            f"    access_log {self._access_log('timed_combined')};",
             "    log_not_found off;",
             "    server_tokens off;",
         ]
@@ -189,6 +187,8 @@ class _Writer:
             lines += [f"    include {quoted(run_dir / SECRET_INCLUDE)};", ""]
         if isinstance(self.backend, Indexed):
             lines += [*self._upstream(self.backend), ""]
+            if self.backend.module is None:
+                lines += [*nginx_cut.maps(), *_log_format("timed_cut", nginx_cut.STATUS), ""]
         lines += self._internal()
         if options.public_tls_port:
             lines += ["", *self._public(options.public_tls_port, tls=True)]
@@ -196,9 +196,9 @@ class _Writer:
             lines += ["", *self._public(options.public_port, tls=False)]
         return [*lines, "}"]
 
-    def _access_log(self) -> str:
+    def _access_log(self, form: str) -> str:
         path = self.options.nginx_log
-        return "off" if path is None else f"{quoted(path)} timed_combined"
+        return "off" if path is None else f"{quoted(path)} {form}"
 
     def _upstream(self, backend: Indexed) -> list[str]:
         server = quoted(Path(f"unix:{backend.socket}"))
@@ -326,7 +326,7 @@ class _Writer:
                 dav.append("dav_ext_methods PROPFIND;")
             return [*dav, f"alias {quoted(backend.root)}/;"]
         if backend.module is None:
-            return ["proxy_pass http://cafs_daemon;"]
+            return ["proxy_pass http://cafs_daemon;", *nginx_cut.GET]
         lines = [f"cafs {quoted(backend.store)};", "cafs_fallback @daemon;"]
         if backend.pending is not None:
             lines.append(f"cafs_pending {quoted(backend.pending)};")
@@ -340,6 +340,9 @@ class _Writer:
         lines = ["", *_location("/", ["return 404;"])]
         if isinstance(self.backend, Indexed) and self.backend.module is not None:
             lines += ["", *_location("@daemon", ["proxy_pass http://cafs_daemon;"])]
+        elif isinstance(self.backend, Indexed):
+            log = f"access_log {self._access_log('timed_cut')};"
+            lines += ["", "# After each GET.", *_location(nginx_cut.AFTER, [log, *nginx_cut.CHECK])]
         return lines
 
 
@@ -353,6 +356,17 @@ _MD5_LINK: Final = [
     "    return 410;",
     "}",
 ]
+
+
+def _log_format(name: str, status: str) -> list[str]:
+    start = f"    log_format {name} "
+    more = " " * len(start)
+    return [
+        f"{start}'$remote_addr - $remote_user [$time_local] '",
+        f"{more}'\"$request\" {status} $body_bytes_sent '",
+        f'{more}\'"$http_referer" "$http_user_agent" \'',
+        f"{more}'$request_time $upstream_response_time $pipe';",
+    ]
 
 
 def _only(name: str) -> list[str]:

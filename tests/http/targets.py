@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from cafs.serve import nginx_program
 from tests.fault.smalldisk import wait_until
 from tests.http import stocknginx
 from tests.http.nginx import module_path
@@ -286,8 +287,8 @@ class Daemon(_Configured):
 class Module(_Configured):
     """nginx with our module, as ``cafs nginx-config`` has it, and the daemon behind it."""
 
-    def __init__(self, mount: Mount | None = None) -> None:
-        super().__init__("module", mount)
+    def __init__(self, mount: Mount | None = None, name: str = "module") -> None:
+        super().__init__(name, mount)
 
     def _serve(self) -> dict[str, str | int]:
         return {
@@ -306,6 +307,18 @@ class Module(_Configured):
         self.mount.run("nginx-config", store, "--write", str(prefix), *configured)
         self._start(prefix / "nginx.conf")
         self.ready()
+
+
+class Unbuilt(Module):
+    """The same where the module has not been built: the daemon answers everything."""
+
+    def __init__(self, mount: Mount | None = None) -> None:
+        if nginx_program.find().module(nginx_program.MODULE) is not None:
+            pytest.skip("the module is installed in this nginx")
+        super().__init__(mount, "unbuilt")
+
+    def _serve(self) -> dict[str, str | int]:
+        return {name: value for name, value in super()._serve().items() if name != "nginx_module"}
 
 
 @contextlib.contextmanager
@@ -335,6 +348,7 @@ TARGETS: Final[dict[str, Callable[[], Target]]] = {
     "stock-inside": StockInside,
     "daemon": Daemon,
     "module": Module,
+    "unbuilt": Unbuilt,
 }
 
 CAFS: Final = tuple(name for name in TARGETS if name != "reference")

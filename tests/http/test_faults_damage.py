@@ -10,14 +10,18 @@ import os
 import re
 import shutil
 import ssl
+import time
 from pathlib import Path
 
 import pytest
 
 from cafs import control
 from tests.fault.smalldisk import wait_until
+from tests.http import links
 from tests.http.faults import FRONTS_STOCK_AT_NIGHT, area_of, mounted, running
+from tests.http.stocknginx import SECRET
 from tests.http.targets import Area, Target
+from tests.http.wire import Connection
 from tests.mount.mounted import Mount
 
 pytestmark = pytest.mark.timeout(180)
@@ -51,7 +55,13 @@ def flip(pack: Path, offset: int) -> None:
 def read_damaged(area: Area, key: str, data: bytes) -> str:
     """How a GET of a damaged blob ends: ``500``, or ``cut`` after right bytes only."""
     with area.target.admin() as client:
-        client.begin("GET", area.url(key))
+        return how_it_ends(client, area.url(key), data)
+
+
+def how_it_ends(connection: Connection, url: str, data: bytes) -> str:
+    """The same for any URL and connection."""
+    with connection as client:
+        client.begin("GET", url)
         try:
             response = client.answer()
             if response.status == 500:
@@ -66,7 +76,7 @@ def read_damaged(area: Area, key: str, data: bytes) -> str:
             return "cut"
         except http.client.IncompleteRead:
             pass
-        raise AssertionError("the connection ended as if all was well: with close-notify")
+        raise AssertionError("the connection ended as if all was well: with close-notify, or FIN")
 
 
 def heals(area: Area, key: str, data: bytes) -> bool:
@@ -105,6 +115,29 @@ def test_case_020_a_flipped_byte(name: str) -> None:
         assert area.http.request("HEAD", area.url("damaged")).status == 200
         # The daemon marks the chunk a moment after it has seen it; then the next PUT stores it.
         wait_until("written again it is whole", lambda: heals(area, "damaged", data))
+
+
+@pytest.mark.parametrize("name", ["module", "unbuilt"])
+def test_case_020_in_the_clear(name: str) -> None:
+    """Links for everybody need no TLS, and there a reset is all that tells."""
+    with running(name) as target, area_of(target) as area:
+        mount = mounted(target)
+        mount.announce(DAMAGE_LOG)
+        data = os.urandom(6 * MIB)
+        area.put("damaged", data)
+        area.http.close()
+        target.stored_bytes()
+        stop(target)
+        flip(*find_in_packs(mount, data[4 * MIB : 4 * MIB + 100])[-1])
+        mount.start()
+        start(target)
+        uri = f"/read/{area.name}/damaged"
+        url = links.md5_link(SECRET, uri, int(time.time()) + 600)
+        for _ in range(3):
+            assert how_it_ends(target.public(), url, data) in ("500", "cut")
+        wait_until("written again it is whole", lambda: heals(area, "damaged", data))
+        with target.public() as public:
+            assert public.request("GET", url).body == data
 
 
 @pytest.mark.parametrize("name", [pytest.param("daemon", marks=pytest.mark.slow), "module"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from cafs.mount.mountpoint import mount_at
+from cafs.serve import nginx_program
 from tests.conftest import ROOT, RunCafs
 from tests.http.served import (
     KEY,
@@ -27,6 +31,7 @@ from tests.http.served import (
     descendants,
     mentioning,
 )
+from tests.http.wire import basic
 
 pytestmark = NEEDED
 
@@ -279,3 +284,39 @@ def test_the_lines_of_the_readme_work_as_pasted(served: Served, tmp_path: Path) 
     assert mount_at(demo / "mnt") is None
     # nginx lets its connections end first; killed before that it would leave its workers behind.
     await_(lambda: not mentioning(str(served.base)), lambda: str(mentioning(str(served.base))))
+
+
+def test_without_the_module_nginx_goes_on_after_each_get(served: Served) -> None:
+    """It looks behind each whether all was sent; who asks and who reads the log see nothing."""
+    nginx = nginx_program.find()
+    if nginx.module(nginx_program.MODULE) is not None:
+        pytest.skip("the module is installed in this nginx")
+    log = served.base / "access.log"
+    served.configure(nginx_log=str(log))
+    served.start()
+    served.put(b"some content")
+    context = ssl.create_default_context(cafile=served.store / "dev" / "certificate.pem")
+    there = http.client.HTTPSConnection("localhost", served.ports[0], context=context)
+    user, password = (served.store / "dev" / "users").read_text().strip().split(":{PLAIN}")
+    known = {"Authorization": basic(user, password)}
+    asked: list[tuple[str, str, dict[str, str], int]] = [
+        ("GET", KEY, {}, 200),
+        ("GET", KEY, {"Range": "bytes=2-5"}, 206),
+        ("GET", KEY, {"Range": "bytes=99-"}, 416),
+        ("GET", KEY, {"If-None-Match": "*"}, 304),
+        ("HEAD", KEY, {}, 200),
+        ("GET", f"{KEY}-2", {}, 404),
+        ("GET", KEY, {}, 200),
+    ]
+    with contextlib.closing(there):
+        there.connect()
+        kept = there.sock
+        for method, path, more, status in asked:
+            there.request(method, f"/{path}", headers=known | more)
+            answer = there.getresponse()
+            answer.read()
+            assert answer.status == status
+            assert there.sock is kept, "it is still connected"
+    assert served.stop() == 0
+    lines = re.findall(r'"(\w+) /\S+ HTTP/1.1" (\d+) \d+ ', log.read_text())
+    assert lines[1:] == [(method, str(status)) for method, _, _, status in asked]

@@ -49,7 +49,7 @@ def locations(text: str) -> dict[str, list[str]]:
     [STORE, dataclasses.replace(STORE, module=None), Directory(Path("/var/vcap/store/shared"))],
 )
 def test_every_location_asks_for_a_password_or_a_link(backend: Indexed | Directory) -> None:
-    open_to_all = {"= /healthz", "= /readyz", "@daemon"}
+    open_to_all = {"= /healthz", "= /readyz", "@daemon", "@cut"}
     found = locations(text_of(backend))
     assert {"/admin/", "/read/", "/write/", "/"} <= set(found)
     for name, bodies in found.items():
@@ -71,6 +71,17 @@ def test_the_method_is_looked_at_before_the_link() -> None:
     for name, methods in (("/read/", "GET|HEAD"), ("/write/", "PUT")):
         for body in locations(text_of())[name]:
             assert body.index(f"^({methods})$") < body.index("405") < body.index("secure_link ")
+
+
+def test_without_the_module_a_blob_that_is_cut_short_does_not_end_well() -> None:
+    """Wherever there are blobs, in every server; with the module it is the module that does."""
+    assert "post_action" not in text_of()
+    internal, public = text_of(dataclasses.replace(STORE, module=None)).split("# Public", 1)
+    assert {"/admin/", "/read/", "/signed/"} == {
+        name for name, bodies in locations(internal).items() if "post_action @cut;" in bodies[0]
+    }
+    for server in (internal, *public.split("# Public")):
+        assert "reset_timedout_connection on;" in locations(server)["@cut"][0]
 
 
 def test_the_public_servers_have_links_only() -> None:
