@@ -27,6 +27,10 @@ _MOST_MS = 20
 """... and how long for all: nothing ends it before."""
 _RECEIVERS = 2
 """Threads that receive at once."""
+_LINGER_S = 30.0
+_LINGER_SILENT_S = 5.0
+"""How long it is listened after the last answer: in all, and to a client that sends nothing; as
+with nginx (lingering_time, lingering_timeout)."""
 
 _limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("receivers")
 
@@ -160,6 +164,26 @@ class Connection(HalfCloseableStream):
     async def send_eof(self) -> None:
         """See trio.abc.HalfCloseableStream."""
         await self._stream.send_eof()
+
+    async def linger(self) -> None:
+        """Say that nothing follows, and drop what still comes until the other end closes.
+
+        Not for ever.  Who closes while the client sends makes the kernel reset the connection,
+        and then the client loses the answer that it has not read yet (RFC 9112, section 9.6).
+        """
+        end = trio.current_time() + _LINGER_S
+        silent_s = min(_LINGER_SILENT_S, self._timeout)
+        try:
+            await self._stream.send_eof()
+            with trio.CancelScope() as scope:
+                data: bytes | bytearray = b"-"
+                while data:
+                    scope.deadline = min(trio.current_time() + silent_s, end)
+                    data = await self._stream.receive_some(_PIECE)
+                    self.received += len(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # It has heard enough.
+            pass
 
     async def aclose(self) -> None:
         """Close in order."""

@@ -76,6 +76,8 @@ class Server:
         self._http = _parser()
         self._read_size = READ_MIN
         self._requests = 0
+        self._unread = False
+        """Whether the client may still be sending what nobody reads."""
         self._ends: dict[str, Any] = {}
 
     async def run(self) -> None:
@@ -123,6 +125,7 @@ class Server:
         if request is None:
             return False
         self._requests += 1
+        self._unread = True
         body = known_length(http, request, self._stream)
         exchange = _Exchange(self, http, request, body)
         try:
@@ -141,6 +144,7 @@ class Server:
                 http.next_event()
             except h11.RemoteProtocolError:
                 return False
+        self._unread = _is_unread(http, body)
         if http.our_state is h11.SEND_BODY:
             # Nobody must take what went out for all of it.
             self._connection.abort()
@@ -195,6 +199,7 @@ class Server:
 
     async def refuse(self, error: h11.RemoteProtocolError, method: bytes) -> None:
         """Say that this is not HTTP, if nothing was said yet."""
+        self._unread = True
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             status = error.error_status_hint
             line = f"this is not HTTP as it should be: {error}"
@@ -230,7 +235,9 @@ class Server:
             # There is nobody to say good-bye to, and under TLS nobody must hear it.
             self._connection.abort()
             return
-        if not isinstance(self._stream, trio.SSLStream):
+        if self._unread:
+            await self._connection.linger()
+        elif not isinstance(self._stream, trio.SSLStream):
             try:
                 await self._stream.send_eof()
             except (
@@ -350,6 +357,13 @@ def _check(request: h11.Request) -> None:
         b"content-length" in names or request.http_version < b"1.1"
     ):
         raise h11.RemoteProtocolError("it is not clear how long the body is")
+
+
+def _is_unread(http: h11.Connection, body: KnownLength | None) -> bool:
+    """Whether something of a request, or behind it, has not been read when it is answered."""
+    if body is not None:
+        return not body.ended
+    return http.their_state in (h11.SEND_BODY, h11.ERROR) or bool(http.trailing_data[0])
 
 
 def _error(http: h11.Connection, status: int, line: str, method: bytes) -> bytes:

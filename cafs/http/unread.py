@@ -1,9 +1,10 @@
 """What is left of a request's body when its answer is known before it was read.
 
-A client that still sends when we close loses the answer to a reset, and its next request would
-be looked for in the rest of this one.  So the rest is read and dropped: all of it when it is
-short, so that the connection lives on, and else beside the answer, after which the connection is
-closed.  Nobody is asked to send (100 Continue) what will be dropped.
+Its next request would be looked for in the rest of this one.  So the rest is read and dropped:
+all of it when it is short, so that the connection lives on, and else beside the answer, after
+which the connection is closed; who still sends then is listened to for a while
+(Connection.linger), or would lose the answer.  Nobody is asked to send (100 Continue) what will
+be dropped.
 """
 
 from __future__ import annotations

@@ -178,6 +178,48 @@ def test_an_answer_before_the_body(plain: DaemonAlone, size: int) -> None:
         assert reply["WWW-Authenticate"].startswith("Basic ")
 
 
+@pytest.mark.parametrize("through", ["tcp", "unix"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_answer_before_the_body_is_heard_by_who_sends_all_of_it(
+    plain: DaemonAlone, through: str, chunked: bool
+) -> None:
+    """However long it is: the server goes on to take what comes, until the client closes."""
+    _refused_and_heard(plain.client() if through == "tcp" else plain.through_socket(), chunked)
+
+
+def test_an_answer_before_the_body_is_heard_under_tls() -> None:
+    with daemon_alone(tls=True, client_timeout="2s") as daemon:
+        _refused_and_heard(daemon.client(), chunked=False)
+
+
+def _refused_and_heard(client: Connection, chunked: bool) -> None:
+    piece, count = bytes(MIB), 200
+    framing = {"Content-Length": str(count * MIB)}
+    if chunked:
+        piece, framing = b"%x\r\n%b\r\n" % (MIB, piece), {"Transfer-Encoding": "chunked"}
+    with client:
+        put = client.begin("PUT", "/admin/", framing=framing)
+        for _ in range(count):
+            put.send(piece)
+        response = client.answer()
+        assert response.status == 409
+        assert response.getheader("Connection") == "close"
+        assert response.read().startswith(b"409: ")
+
+
+def test_who_never_ends_a_body_that_nobody_wants_is_not_waited_for(plain: DaemonAlone) -> None:
+    head = f"PUT /admin/ HTTP/1.1\r\nHost: x\r\nContent-Length: {100 * MIB}\r\n"
+    with plain.through_socket().endpoint.connect() as raw:
+        raw.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: raw.recv(1000), b""))
+        assert answer.startswith(b"HTTP/1.1 409 ")
+        raw.sendall(b"it still listens")
+        # Both directions: so much is told of a unix socket whose other end is closed.
+        poll = select.poll()
+        poll.register(raw, 0)
+        assert [event & select.POLLHUP for _, event in poll.poll(20_000)] == [select.POLLHUP]
+
+
 def test_nobody_is_asked_to_send_what_will_be_dropped(plain: DaemonAlone) -> None:
     head = (
         f"PUT {KEY} HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n"
