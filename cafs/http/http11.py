@@ -24,6 +24,7 @@ import trio
 from starlette.types import ASGIApp, Message, Scope
 
 from cafs.http.connection import Connection
+from cafs.http.heads import CONTROL, HEAD_MAX, Head, check
 from cafs.http.known_length import KnownLength, known_length
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 READ_MIN, READ_MAX = 64 << 10, 512 << 10
 """Bytes that are read at once; each read costs a pass through all layers, so while a body fills
 them reads become longer."""
-HEAD_MAX: Final = 16 << 10
-"""Bytes of a request's line and headers."""
 JOINED_MAX: Final = 64 << 10
 """Bytes of a body that are copied to leave together with their head."""
 REQUESTS_MAX: Final = 1000
@@ -44,7 +43,7 @@ PIECES_MAX: Final = 100
 LINE_MAX: Final = 200
 """Characters of what is said about a request that is none."""
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_QUOTED = re.compile(r"bytearray\(b(.*)\)")
 _SPELLED = {b"etag": b"ETag", b"www-authenticate": b"WWW-Authenticate"}
 _DISCONNECT: Final = {"type": "http.disconnect"}
 _NEVER: Final = float("inf")
@@ -74,6 +73,7 @@ class Server:
         self._idle = True
         self._reading = trio.CancelScope()
         self._http = _parser()
+        self._head = Head()
         self._read_size = READ_MIN
         self._requests = 0
         self._unread = False
@@ -151,34 +151,33 @@ class Server:
             return False
         if http.our_state is not h11.DONE:
             return False
-        if body is not None:
-            if not body.ended:
-                return False
-            # The old one still waits for what has passed it by, and has nothing in its buffer
-            # that the body did not begin with.
-            self._http = _parser()
-        elif http.their_state is h11.DONE:
-            http.start_next_cycle()
-        else:
+        ended = body.ended if body is not None else http.their_state is h11.DONE
+        if not ended:
             return False
+        # Nothing is read behind a body that has passed the parser by.
+        self._head = Head(http.trailing_data[0] if body is None else b"")
+        self._http = _parser()
         return not self._is_ending()
 
     async def _next_request(self) -> h11.Request | None:
         # It may last until then, however slowly a request dribbles in.
         until = trio.current_time() + self._idle_s
         self._idle = True
-        while True:
-            event = self._http.next_event()
-            if isinstance(event, h11.Request):
-                self._idle = False
-                _check(event)
-                return event
-            if event is not h11.NEED_DATA:
-                return None
+        while not self._head.is_whole:
             with trio.CancelScope(deadline=until) as self._reading:
-                await self.read_some()
+                data = await self._read()
             if self._reading.cancelled_caught:
                 return None
+            self._head.add(data)
+        self._idle = False
+        self._http.receive_data(self._head.for_h11())
+        if self._head.is_last:
+            self._http.receive_data(b"")
+        event = self._http.next_event()
+        if not isinstance(event, h11.Request):
+            return None
+        check(event)
+        return event
 
     def _scope(self, request: h11.Request) -> Scope:
         path, _, query = request.target.partition(b"?")
@@ -202,7 +201,9 @@ class Server:
         self._unread = True
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             status = error.error_status_hint
-            line = f"this is not HTTP as it should be: {error}"
+            # h11 shows lines as it holds them.
+            said = _QUOTED.sub(r"\1", str(error))
+            line = f"this is not HTTP as it should be: {said}"
             if status == 431:
                 line = f"the request's line and headers are longer than {HEAD_MAX} bytes"
             await self.write(_error(self._http, status, line, method))
@@ -210,7 +211,10 @@ class Server:
     # -- the wire ----------------------------------------------------------------------------
 
     async def read_some(self) -> None:
-        """Read some bytes, or the end."""
+        """Read some bytes of a body, or the end."""
+        self._http.receive_data(await self._read())
+
+    async def _read(self) -> bytes:
         size = self._read_size
         try:
             data = await self._stream.receive_some(size)
@@ -220,7 +224,7 @@ class Server:
             self._read_size = min(2 * size, READ_MAX)
         elif len(data) < size // 4:
             self._read_size = READ_MIN
-        self._http.receive_data(bytes(data))
+        return bytes(data)
 
     async def write(self, data: bytes | memoryview) -> bool:
         """Whether it is sent; if not there is nobody at the other end."""
@@ -338,27 +342,6 @@ def _parser() -> h11.Connection:
     return h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
 
 
-def _check(request: h11.Request) -> None:
-    """Refuse what h11 lets through and another server could understand otherwise.
-
-    Raises RemoteProtocolError.  A request whose end another server may see elsewhere (RFC 9112,
-    section 6.1): h11 believes Transfer-Encoding; who believes Content-Length takes the rest of
-    the body for a request of somebody else.  Control characters in a value (RFC 9110, section
-    5.5), and another major version (RFC 9110, section 15.6.6).
-    """
-    if request.http_version[:2] != b"1.":
-        raise h11.RemoteProtocolError("only HTTP/1.1 is spoken here", error_status_hint=505)
-    names = set()
-    for name, value in request.headers:
-        names.add(name)
-        if _CONTROL.search(value):
-            raise h11.RemoteProtocolError("there are control characters in a header")
-    if b"transfer-encoding" in names and (
-        b"content-length" in names or request.http_version < b"1.1"
-    ):
-        raise h11.RemoteProtocolError("it is not clear how long the body is")
-
-
 def _is_unread(http: h11.Connection, body: KnownLength | None) -> bool:
     """Whether something of a request, or behind it, has not been read when it is answered."""
     if body is not None:
@@ -370,7 +353,7 @@ def _error(http: h11.Connection, status: int, line: str, method: bytes) -> bytes
     """An answer of one line, as those of the application are, after which the connection ends."""
     # The line may quote what the client sent.
     body = f"{status}: {line[:LINE_MAX]}".encode("ascii", "backslashreplace")
-    body = _CONTROL.sub(b"?", body).replace(b"\t", b" ") + b"\n"
+    body = CONTROL.sub(b"?", body).replace(b"\t", b" ") + b"\n"
     headers = [
         (b"Content-Type", b"text/plain; charset=utf-8"),
         (b"Content-Length", b"%d" % len(body)),

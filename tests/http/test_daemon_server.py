@@ -261,6 +261,7 @@ def test_where_a_request_ends_is_clear_or_it_is_refused(
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, b"this is not HTTP"),
         (b"GET /\r\n\r\n", 400, b"this is not HTTP"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nbad name: 1\r\n\r\n", 400, b"this is not HTTP"),
+        (b"P\xc3T /\xc3 HTTP/1.1\r\n\r\n", 400, b"request line: 'P\\xc3T /%C3 HTTP/1.1'"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: \x1b]0;x\x07\r\n\r\n", 400, b"this is not HTTP"),
         (b"GET / HTTP/1.1\r\n\r\n", 400, b"this is not HTTP"),
         (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 505, b""),
@@ -281,6 +282,7 @@ def test_what_is_no_http_is_answered_in_a_line(
     assert body.startswith(b"%d: " % status) and line in body
     assert body.count(b"\n") == 1 and body.endswith(b"\n")
     assert body[:-1].isascii() and body[:-1].decode().isprintable()
+    assert b"bytearray" not in body
 
 
 def test_a_body_of_tiny_chunks_holds_nobody_up(plain: DaemonAlone, http: Connection) -> None:

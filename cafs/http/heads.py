@@ -1,0 +1,92 @@
+"""The line and the headers of a request: collected here until they are whole, and then for h11.
+
+h11 refuses what nginx takes (bytes beyond ASCII in a path) and takes what nginx refuses; so that
+a blob has the same names and the same rules whoever answers, its input is made to fit before,
+and what it made of it is looked at after.  Invariant: what is behind a head stays as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import h11
+
+HEAD_MAX: Final = 16 << 10
+"""Bytes of a request's line and headers, up to the empty line and with it."""
+
+CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_END = re.compile(rb"\n\r?\n")
+_TARGET = re.compile(rb"(?<= )[^ \r\n]+(?= )")
+_BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
+
+
+class Head:
+    """What has come of one request, and perhaps of what is behind its head."""
+
+    def __init__(self, came: bytes = b"") -> None:
+        """*came* was read together with the request before."""
+        self._came = b""
+        self._length = 0
+        self.is_whole = False
+        """Whether more would change nothing, be it that this will never be a head."""
+        self.is_last = False
+        """Whether the connection ended here."""
+        if came:
+            self.add(came)
+
+    def add(self, data: bytes) -> None:
+        """The next bytes; none when the connection has ended."""
+        seen = len(self._came)
+        self._came += data
+        end = _END.search(self._came, max(0, seen - 2))
+        self._length = end.end() if end is not None else len(self._came)
+        self.is_last = not data
+        # No line begins with a space or a control character.
+        hopeless = self._length > HEAD_MAX or self._came[:1] <= b" "
+        self.is_whole = end is not None or self.is_last or hopeless
+
+    @property
+    def line(self) -> bytes:
+        """The request's line, as it came."""
+        return self._came[:HEAD_MAX].partition(b"\n")[0].rstrip(b"\r")
+
+    def for_h11(self) -> bytes:
+        """All of it, with a line that h11 takes if nginx would.
+
+        Raises RemoteProtocolError for one that is too long.
+        """
+        if self._length > HEAD_MAX:
+            raise h11.RemoteProtocolError(
+                f"the request's line and headers are longer than {HEAD_MAX} bytes",
+                error_status_hint=431,
+            )
+        line = self.line
+        if line.isascii():
+            return self._came
+        return _TARGET.sub(_escaped, line, count=1) + self._came[len(line) :]
+
+
+def _escaped(target: re.Match[bytes]) -> bytes:
+    return _BEYOND_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], target[0])
+
+
+def check(request: h11.Request) -> None:
+    """Refuse what h11 lets through and another server could understand otherwise.
+
+    Raises RemoteProtocolError.  A request whose end another server may see elsewhere (RFC 9112,
+    section 6.1): h11 believes Transfer-Encoding; who believes Content-Length takes the rest of
+    the body for a request of somebody else.  Control characters in a value (RFC 9110, section
+    5.5), and another major version (RFC 9110, section 15.6.6).
+    """
+    if request.http_version[:2] != b"1.":
+        raise h11.RemoteProtocolError("only HTTP/1.1 is spoken here", error_status_hint=505)
+    names = set()
+    for name, value in request.headers:
+        names.add(name)
+        if CONTROL.search(value):
+            raise h11.RemoteProtocolError("there are control characters in a header")
+    if b"transfer-encoding" in names and (
+        b"content-length" in names or request.http_version < b"1.1"
+    ):
+        raise h11.RemoteProtocolError("it is not clear how long the body is")

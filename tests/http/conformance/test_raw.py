@@ -1,0 +1,52 @@
+"""Requests as no library writes them: what nginx makes of each byte, the others make of it, too."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ssl
+
+import pytest
+
+from tests.http.targets import Area
+
+
+def ask(area: Area, request: bytes, *headers: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer to a request, which is its line up to the version."""
+    own = [f"{name}: {value}".encode() for name, value in area.http.headers.items()]
+    if any(header.startswith(b"Host:") for header in headers):
+        own = [header for header in own if not header.startswith(b"Host:")]
+    lines = [request + b" HTTP/1.1", *own, *headers, b"Connection: close", b"", b""]
+    method = request.partition(b" ")[0].decode("latin-1")
+    with area.http.endpoint.connect() as raw:
+        raw.sendall(b"\r\n".join(lines))
+        # Without close-notify the daemon's end of TLS is a ragged one.
+        with contextlib.suppress(ssl.SSLEOFError):
+            response = http.client.HTTPResponse(raw, method=method)
+            response.begin()
+            body = response.read()
+    return response.status, body
+
+
+def test_names_beyond_ascii_need_not_be_escaped(area: Area) -> None:
+    raw, escaped = area.url("names/\u00e9\xff").encode("utf-8"), area.url("names/%C3%A9%C3%BF")
+    absent = b"Content-Length: 0"
+    assert ask(area, b"GET " + raw)[0] == 404
+    assert ask(area, b"PUT " + raw, absent)[0] == 201
+    assert area.file("names/\u00e9\xff").read_bytes() == b""
+    assert area.http.request("PUT", escaped, b"content").status == 204
+    # Whether it is still to be committed or was long ago.
+    for _ in range(20):
+        assert ask(area, b"GET " + raw) == (200, b"content")
+        assert ask(area, b"HEAD " + raw)[0] == 200
+    assert ask(area, b"PROPFIND " + raw, b"Depth: 0")[0] == 207
+    destination = b"Destination: " + area.http.endpoint.base.encode() + raw + b"-copy"
+    assert ask(area, b"COPY " + raw, destination)[0] == 204
+    assert ask(area, b"GET " + raw + b"-copy?\xff=\xfe") == (200, b"content")
+    assert ask(area, b"DELETE " + raw)[0] == 204
+    assert area.http.request("GET", escaped).status == 404
+
+
+@pytest.mark.parametrize("line", [b"G\xc3T /admin/", b"GET /admin/\xc3 x", b"GET \xc3/admin/"])
+def test_elsewhere_than_in_a_path_they_are_refused(area: Area, line: bytes) -> None:
+    assert ask(area, line)[0] == 400
