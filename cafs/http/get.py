@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import trio
 from starlette.requests import Request
@@ -178,11 +179,11 @@ class FileBody(Response):
         _limit.log(log, logging.ERROR, "damage", text, inode=self._ino)
 
     async def _produce(self, sender: trio.MemorySendChannel[bytes]) -> None:
-        async with sender:
-            async for piece in self._pieces():
+        async with sender, aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
                 await sender.send(piece)
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
+    async def _pieces(self) -> AsyncGenerator[bytes, None]:
         for head, (start, end) in zip(self._heads, self._parts, strict=True):
             if head:
                 yield head

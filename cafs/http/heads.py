@@ -12,13 +12,35 @@ from typing import Final
 
 import h11
 
+from cafs.errors import Meaning, UsageError
+
 HEAD_MAX: Final = 16 << 10
 """Bytes of a request's line and headers, up to the empty line and with it."""
 
-CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+SAID_MAX: Final = 200
+"""Characters of what is said about a request that is none."""
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f]")
+_QUOTED = re.compile(r"bytearray\(b(.*)\)")
 _END = re.compile(rb"\n\r?\n")
 _TARGET = re.compile(rb"(?<= )[^ \r\n]+(?= )")
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
+
+
+class NotHttpError(UsageError):
+    """What a client sent is not HTTP as it should be; knows the status that says how."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        """*message* may quote what the client sent."""
+        ascii_only = message[:SAID_MAX].encode("ascii", "backslashreplace").decode()
+        super().__init__(_UNPRINTABLE.sub("?", ascii_only))
+        self._status = status
+
+    @property
+    def meaning(self) -> Meaning:
+        """That of its class, with its own status."""
+        return super().meaning._replace(http_status=self._status)
 
 
 class Head:
@@ -54,13 +76,10 @@ class Head:
     def for_h11(self) -> bytes:
         """All of it, with a line that h11 takes if nginx would.
 
-        Raises RemoteProtocolError for one that is too long.
+        Raises NotHttpError for one that is too long.
         """
         if self._length > HEAD_MAX:
-            raise h11.RemoteProtocolError(
-                f"the request's line and headers are longer than {HEAD_MAX} bytes",
-                error_status_hint=431,
-            )
+            raise _too_long()
         line = self.line
         if line.isascii():
             return self._came
@@ -71,22 +90,46 @@ def _escaped(target: re.Match[bytes]) -> bytes:
     return _BEYOND_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], target[0])
 
 
+def next_event(
+    http: h11.Connection,
+) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    """What h11 makes of what it has.  Raises NotHttpError."""
+    try:
+        return http.next_event()
+    except h11.RemoteProtocolError as error:
+        status = error.error_status_hint
+        # h11 shows lines as it holds them.
+        said = _QUOTED.sub(r"\1", str(error))
+        # It was raised by a method of its own: through this it would keep itself, and all that
+        # the connection is made of, until somebody collects garbage.
+        error.__traceback__ = None
+    raise _too_long() if status == 431 else _malformed(said, status)
+
+
+def _malformed(said: str, status: int = 400) -> NotHttpError:
+    return NotHttpError(f"this is not HTTP as it should be: {said}", status)
+
+
+def _too_long() -> NotHttpError:
+    return NotHttpError(f"the request's line and headers are longer than {HEAD_MAX} bytes", 431)
+
+
 def check(request: h11.Request) -> None:
     """Refuse what h11 lets through and another server could understand otherwise.
 
-    Raises RemoteProtocolError.  A request whose end another server may see elsewhere (RFC 9112,
+    Raises NotHttpError.  A request whose end another server may see elsewhere (RFC 9112,
     section 6.1): h11 believes Transfer-Encoding; who believes Content-Length takes the rest of
     the body for a request of somebody else.  Control characters in a value (RFC 9110, section
     5.5), and another major version (RFC 9110, section 15.6.6).
     """
     if request.http_version[:2] != b"1.":
-        raise h11.RemoteProtocolError("only HTTP/1.1 is spoken here", error_status_hint=505)
+        raise _malformed("only HTTP/1.1 is spoken here", 505)
     names = set()
     for name, value in request.headers:
         names.add(name)
-        if CONTROL.search(value):
-            raise h11.RemoteProtocolError("there are control characters in a header")
+        if _CONTROL.search(value):
+            raise _malformed("there are control characters in a header")
     if b"transfer-encoding" in names and (
         b"content-length" in names or request.http_version < b"1.1"
     ):
-        raise h11.RemoteProtocolError("it is not clear how long the body is")
+        raise _malformed("it is not clear how long the body is")

@@ -10,7 +10,6 @@ closes it; nothing of it is left.
 from __future__ import annotations
 
 import logging
-import re
 import socket
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import trio
 from starlette.types import ASGIApp, Message, Scope
 
 from cafs.http.connection import Connection
-from cafs.http.heads import CONTROL, HEAD_MAX, Head, check
+from cafs.http.heads import HEAD_MAX, Head, NotHttpError, check, next_event
 from cafs.http.known_length import KnownLength, known_length
 
 log = logging.getLogger(__name__)
@@ -40,10 +39,7 @@ HANDSHAKE_S: Final = 30.0
 
 PIECES_MAX: Final = 100
 """Chunks of a body that are taken at once: about two milliseconds."""
-LINE_MAX: Final = 200
-"""Characters of what is said about a request that is none."""
 
-_QUOTED = re.compile(r"bytearray\(b(.*)\)")
 _SPELLED = {b"etag": b"ETag", b"www-authenticate": b"WWW-Authenticate"}
 _DISCONNECT: Final = {"type": "http.disconnect"}
 _NEVER: Final = float("inf")
@@ -119,7 +115,7 @@ class Server:
         http = self._http
         try:
             request = await self._next_request()
-        except h11.RemoteProtocolError as error:
+        except NotHttpError as error:
             await self.refuse(error, b"")
             return False
         if request is None:
@@ -141,8 +137,8 @@ class Server:
         if body is None and http.their_state is h11.SEND_BODY:
             # Its end has not been looked at, for instance because it has no body at all.
             try:
-                http.next_event()
-            except h11.RemoteProtocolError:
+                next_event(http)
+            except NotHttpError:
                 return False
         self._unread = _is_unread(http, body)
         if http.our_state is h11.SEND_BODY:
@@ -173,7 +169,7 @@ class Server:
         self._http.receive_data(self._head.for_h11())
         if self._head.is_last:
             self._http.receive_data(b"")
-        event = self._http.next_event()
+        event = next_event(self._http)
         if not isinstance(event, h11.Request):
             return None
         check(event)
@@ -196,17 +192,12 @@ class Server:
             **self._ends,
         }
 
-    async def refuse(self, error: h11.RemoteProtocolError, method: bytes) -> None:
+    async def refuse(self, error: NotHttpError, method: bytes) -> None:
         """Say that this is not HTTP, if nothing was said yet."""
         self._unread = True
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            status = error.error_status_hint
-            # h11 shows lines as it holds them.
-            said = _QUOTED.sub(r"\1", str(error))
-            line = f"this is not HTTP as it should be: {said}"
-            if status == 431:
-                line = f"the request's line and headers are longer than {HEAD_MAX} bytes"
-            await self.write(_error(self._http, status, line, method))
+            status = error.meaning.http_status
+            await self.write(_error(self._http, status, str(error), method))
 
     # -- the wire ----------------------------------------------------------------------------
 
@@ -288,14 +279,14 @@ class _Exchange:
                 self._ended = self._body.ended
             while not pieces and not self._ended:
                 # All that is here already: its end is mostly known with the last byte.
-                while isinstance(event := http.next_event(), h11.Data):
+                while isinstance(event := next_event(http), h11.Data):
                     pieces.append(bytes(event.data))
                     if len(pieces) == PIECES_MAX:
                         break
                 self._ended = isinstance(event, h11.EndOfMessage)
                 if event is h11.NEED_DATA and not pieces:
                     await self._server.read_some()
-        except h11.RemoteProtocolError as error:
+        except NotHttpError as error:
             if not pieces:
                 self.gone = True
                 await self._server.refuse(error, self._method)
@@ -351,9 +342,7 @@ def _is_unread(http: h11.Connection, body: KnownLength | None) -> bool:
 
 def _error(http: h11.Connection, status: int, line: str, method: bytes) -> bytes:
     """An answer of one line, as those of the application are, after which the connection ends."""
-    # The line may quote what the client sent.
-    body = f"{status}: {line[:LINE_MAX]}".encode("ascii", "backslashreplace")
-    body = CONTROL.sub(b"?", body).replace(b"\t", b" ") + b"\n"
+    body = f"{status}: {line}\n".encode()
     headers = [
         (b"Content-Type", b"text/plain; charset=utf-8"),
         (b"Content-Length", b"%d" % len(body)),

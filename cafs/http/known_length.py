@@ -15,6 +15,7 @@ import trio
 from trio.abc import ReceiveStream
 
 from cafs.http.connection import Connection
+from cafs.http.heads import NotHttpError
 
 PIECE_MIN, PIECE = 64 << 10, 256 << 10
 """Bytes that are read at once; a unix socket holds about 200 KiB.
@@ -48,7 +49,7 @@ class KnownLength:
     async def next(self) -> bytes:
         """The next bytes of it, at least one.  Not to be called at its end.
 
-        Raises RemoteProtocolError, as h11 does, when the connection ends before the body does.
+        Raises NotHttpError when the connection ends before the body does.
         """
         if self._came:
             data, self._came = self._came, b""
@@ -58,7 +59,7 @@ class KnownLength:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
             if not data:
-                raise h11.RemoteProtocolError(
+                raise NotHttpError(
                     "the connection ended before the body: "
                     f"{self._length - self._left} of {self._length} bytes came"
                 )

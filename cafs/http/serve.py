@@ -158,6 +158,10 @@ class _Server:
             self._servers.discard(server)
             self._strangers -= not trusted
             connection.socket.close()
+            if isinstance(outer, trio.SSLStream):
+                # It refers to itself: with all that is in its buffers it would wait for somebody
+                # to collect garbage, which the daemon rarely does.
+                vars(outer).clear()
 
     def _listen_unix(self) -> socket.socket | None:
         path = self._socket
