@@ -56,6 +56,10 @@ class Connection(HalfCloseableStream):
         """nginx is at the other end, and has checked address and password."""
         self.broken = False
         """There is nobody at the other end any more."""
+        self.gone = False
+        """Because the client went away: it was not us who cut it."""
+        self.too_slow = False
+        """Because the client took nothing for too long."""
         self._in_haste = 0
         self.received = 0
         """Bytes that came, TLS included."""
@@ -74,9 +78,10 @@ class Connection(HalfCloseableStream):
                 try:
                     await self._stream.send_all(piece)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    self.broken = True
+                    self.lost()
                     raise
             if scope.cancelled_caught:
+                self.too_slow = not self.broken
                 self.abort()
                 raise trio.BrokenResourceError("the client takes nothing any more")
             self.sent += len(piece)
@@ -93,7 +98,7 @@ class Connection(HalfCloseableStream):
         except BlockingIOError:
             return 0
         except OSError as error:
-            self.broken = True
+            self.lost()
             raise trio.BrokenResourceError(error.strerror) from error
         self.sent += sent
         return sent
@@ -129,7 +134,7 @@ class Connection(HalfCloseableStream):
             if data is None:
                 data = await self._stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.broken = True
+            self.lost()
             raise
         self.received += len(data)
         return data
@@ -154,7 +159,7 @@ class Connection(HalfCloseableStream):
                 _receive.many, descriptor, size, _PATIENCE_MS, _MOST_MS, limiter=limiter
             )
         except OSError as error:
-            self.broken = True
+            self.lost()
             raise trio.BrokenResourceError(error.strerror) from error
         finally:
             os.close(descriptor)
@@ -189,6 +194,11 @@ class Connection(HalfCloseableStream):
         """Close in order."""
         self.broken = True
         await self._stream.aclose()
+
+    def lost(self) -> None:
+        """The client was found to be away."""
+        self.gone = self.gone or not self.broken
+        self.broken = True
 
     def abort(self) -> None:
         """Cut the connection so that the other end notices."""

@@ -222,6 +222,7 @@ class Server:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._connection.lost()
             return False
         return True
 

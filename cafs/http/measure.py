@@ -1,7 +1,8 @@
 """Looks at every request and its answer, for the metrics and the access log.
 
-Invariant: what is counted is what the client got: a request whose answer was cut off counts as
-such (status 499 when the client went away first, as in nginx).
+Invariant: what is counted is what the client got.  An answer that did not come to its end counts
+by the reason, whatever its head said: the client went away (499, as in nginx), was too slow
+(408), or the answer was cut here because it could not be finished (500).
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cafs.http import auth
 from cafs.http.accesslog import AccessLog, Line
+from cafs.http.connection import Connection
 from cafs.http.counting import Requests
 
 CLIENT_WENT_AWAY = 499
+CLIENT_WAS_TOO_SLOW = 408
+CUT = 500
 
 
 class Measured:
@@ -28,30 +32,47 @@ class Measured:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
-        status, body_bytes, received = CLIENT_WENT_AWAY, 0, 0
+        status, body_bytes, received = 0, 0, 0
+        asked = answered = gone = False
+        connection = scope["state"]["connection"]
 
         async def sending(message: Message) -> None:
-            nonlocal status, body_bytes
+            nonlocal status, body_bytes, answered
+            await send(message)
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif scope["method"] != "HEAD":
-                body_bytes += len(message.get("body", b""))
-            await send(message)
+            elif not (gone or connection.broken):
+                if scope["method"] != "HEAD":
+                    body_bytes += len(message.get("body", b""))
+                answered = not message.get("more_body", False)
 
         async def receiving() -> Message:
-            nonlocal received
+            nonlocal received, asked, gone
             message = await receive()
-            received += len(message.get("body", b""))
+            if message["type"] == "http.disconnect":
+                gone = gone or not (asked or answered)
+            else:
+                received += len(message.get("body", b""))
+                asked = not message.get("more_body", False)
             return message
 
         try:
             await self._app(scope, receiving, sending)
         finally:
             took = time.perf_counter() - began
+            if not answered:
+                status = _reason(connection, gone)
             location = scope.get("location", "other")
             self._requests.count(location, scope["method"], status, took, received, body_bytes)
             if self._access_log is not None:
                 self._access_log.write(_line(scope, status, body_bytes, took), time.time())
+
+
+def _reason(connection: Connection, gone: bool) -> int:
+    """The status of an answer that did not come to its end."""
+    if gone or connection.gone:
+        return CLIENT_WENT_AWAY
+    return CLIENT_WAS_TOO_SLOW if connection.too_slow else CUT
 
 
 def _line(scope: Scope, status: int, body_bytes: int, took_s: float) -> Line:

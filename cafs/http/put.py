@@ -46,6 +46,7 @@ async def handle(site: Site, request: Request, path: TreePath) -> Response:
     except FsError as error:
         return answers.failed(error, describe(request), _STATUS.get(error.errno, 500))
     except _WentAwayError:
+        # For who is slow; to who is gone nothing is sent.
         return answers.text(408, "408: the body did not come")
 
 
