@@ -44,9 +44,10 @@ def failed(error: CafsError, doing: str, status: int | None = None) -> Response:
     if error.advice and not isinstance(error, (FsError, UsageError)):
         line += f"; what to do: {error.advice}"
     if status >= 500:
-        # An errno is the client's mistake, whatever status the contract has for it.
+        # An errno is the client's mistake, whatever status the contract has for it, and so is
+        # what makes no sense.
         level = logging.ERROR if isinstance(error, DamagedError) else logging.WARNING
-        if isinstance(error, FsError):
+        if isinstance(error, (FsError, UsageError)):
             level = logging.INFO
         _limit.log(log, level, type(error).__name__, f"{doing}: {error}", status=status)
     headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else None

@@ -9,6 +9,7 @@ whatever its handler raises.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
 import trio
 from starlette.convertors import Convertor, register_url_convertor
@@ -40,6 +41,9 @@ class _Rest(Convertor[str]):
     def to_string(self, value: str) -> str:
         return value
 
+
+_NOWHERE: Final = {"path": "", "normalized": b"/", "location": "other"}
+"""Where a request that is refused as a whole leads."""
 
 register_url_convertor("rest", _Rest())
 
@@ -125,17 +129,19 @@ class Application:
             self._log.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request; a server has *refused* what is none (an error in its scope)."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await receive()
                 await send({"type": "websocket.close", "code": 1000})
             return
+        if "refused" in scope:
+            await self._inner({**scope, **_NOWHERE}, receive, send)
+            return
         try:
             path = normalized(scope["raw_path"])
         except UsageError as error:
-            scope["normalized"], scope["location"] = b"/", "other"
-            await self._inner({**scope, "path": "", "refused": error}, receive, send)
+            await self._inner({**scope, **_NOWHERE, "refused": error}, receive, send)
             return
         scope["normalized"] = path
         # Starlette wants text; bytes that are not UTF-8 stay apart as lone surrogates.

@@ -20,8 +20,10 @@ from typing import Any, Final
 
 import h11
 import trio
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope
 
+from cafs.http import answers
 from cafs.http.connection import Connection
 from cafs.http.heads import HEAD_MAX, Head, NotHttpError, check, next_event
 from cafs.http.known_length import KnownLength, known_length
@@ -99,7 +101,7 @@ class Server:
             await self._close()
 
     @property
-    def is_last(self) -> bool:
+    def _is_last(self) -> bool:
         """Whether no request may follow the one that is being answered."""
         return self._requests >= REQUESTS_MAX or self._is_ending()
 
@@ -116,23 +118,24 @@ class Server:
         try:
             request = await self._next_request()
         except NotHttpError as error:
-            await self.refuse(error, b"")
+            await self._answer_none(error.with_traceback(None))
             return False
         if request is None:
             return False
         self._requests += 1
         self._unread = True
         body = known_length(http, request, self._stream)
-        exchange = _Exchange(self, http, request, body)
+        exchange = _Exchange(self, http, request.method, body, last=self._is_last)
+        version = request.http_version.decode("ascii")
+        scope = self._scope(request.method, request.target, version, list(request.headers))
         try:
-            await self._app(self._scope(request), exchange.receive, exchange.send)
+            await self._app(scope, exchange.receive, exchange.send)
         except Exception:
             log.exception("defect in a request")
         if exchange.gone or self._connection.broken:
             return False
         if http.our_state is h11.SEND_RESPONSE:
-            line = "a defect of cafs; the daemon's log has it"
-            await self.write(_error(http, 500, line, request.method))
+            await exchange.say(answers.text(500, "500: a defect of cafs; the daemon's log has it"))
             return False
         if body is None and http.their_state is h11.SEND_BODY:
             # Its end has not been looked at, for instance because it has no body at all.
@@ -175,29 +178,37 @@ class Server:
         check(event)
         return event
 
-    def _scope(self, request: h11.Request) -> Scope:
-        path, _, query = request.target.partition(b"?")
+    async def _answer_none(self, error: NotHttpError) -> None:
+        """What came is no request: the application says so, as it says all else."""
+        self._unread = True
+        method, _, rest = self._head.line.partition(b" ")
+        # Of a request that h11 has not taken it sends all of the answer, whatever the method.
+        known = method if self._http.our_state is h11.SEND_RESPONSE else b""
+        exchange = _Exchange(self, self._http, known, None, last=True)
+        scope = self._scope(method, rest.partition(b" ")[0], "1.1", [])
+        try:
+            await self._app({**scope, "refused": error}, exchange.receive, exchange.send)
+        except Exception:
+            log.exception("defect in a refusal")
+
+    def _scope(
+        self, method: bytes, target: bytes, version: str, headers: list[tuple[bytes, bytes]]
+    ) -> Scope:
+        path, _, query = target.partition(b"?")
         return {
             "type": "http",
             "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "http_version": request.http_version.decode("ascii"),
-            "method": request.method.decode("ascii"),
+            "http_version": version,
+            "method": method.decode("latin-1"),
             "raw_path": path,
             "path": path.decode("latin-1"),
             "query_string": query,
             "root_path": "",
-            "headers": list(request.headers),
-            "state": {"connection": self._connection},
+            "headers": headers,
+            "state": {"connection": self._connection, "line": self._head.line},
             "extensions": {},
             **self._ends,
         }
-
-    async def refuse(self, error: NotHttpError, method: bytes) -> None:
-        """Say that this is not HTTP, if nothing was said yet."""
-        self._unread = True
-        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            status = error.meaning.http_status
-            await self.write(_error(self._http, status, str(error), method))
 
     # -- the wire ----------------------------------------------------------------------------
 
@@ -251,22 +262,28 @@ class _Exchange:
     """One request and its answer, as an ASGI application sees them."""
 
     def __init__(
-        self, server: Server, http: h11.Connection, request: h11.Request, body: KnownLength | None
+        self,
+        server: Server,
+        http: h11.Connection,
+        method: bytes,
+        body: KnownLength | None,
+        *,
+        last: bool,
     ) -> None:
-        """*body* is that of the request, if it does not come through *http*."""
+        """*body* is that of the request, if it does not come through *http*; with the *last*
+        answer the connection ends."""
         self._server = server
         self._http = http
         self._body = body
-        self._last = server.is_last
+        self._last = last
         self._ended = False
-        self._method = request.method
-        self._bodiless = request.method == b"HEAD"
+        self._bodiless = method == b"HEAD"
         self._head = b""
         self.gone = False
         """The client does not hear any more of it."""
 
     async def receive(self) -> Message:
-        """The next part of the request's body."""
+        """The next part of the request's body.  Raises NotHttpError."""
         http = self._http
         if self._ended or self.gone:
             return _DISCONNECT
@@ -289,8 +306,13 @@ class _Exchange:
                     await self._server.read_some()
         except NotHttpError as error:
             if not pieces:
+                _, at_end = http.trailing_data
+                if self._body is None and not at_end:
+                    raise
+                if http.our_state is h11.SEND_RESPONSE:
+                    # It may have closed one direction only.
+                    await self.say(answers.failed(error, "a body"))
                 self.gone = True
-                await self._server.refuse(error, self._method)
                 return _DISCONNECT
             # Asked for more, h11 says it again.
         if len(pieces) == PIECES_MAX:
@@ -298,6 +320,11 @@ class _Exchange:
             await trio.lowlevel.checkpoint()
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return {"type": "http.request", "body": body, "more_body": not self._ended}
+
+    async def say(self, response: Response) -> None:
+        """Give an answer that is none of the application, and the last one."""
+        self._last = True
+        await response({"type": "http"}, self.receive, self.send)
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
@@ -339,23 +366,6 @@ def _is_unread(http: h11.Connection, body: KnownLength | None) -> bool:
     if body is not None:
         return not body.ended
     return http.their_state in (h11.SEND_BODY, h11.ERROR) or bool(http.trailing_data[0])
-
-
-def _error(http: h11.Connection, status: int, line: str, method: bytes) -> bytes:
-    """An answer of one line, as those of the application are, after which the connection ends."""
-    body = f"{status}: {line}\n".encode()
-    headers = [
-        (b"Content-Type", b"text/plain; charset=utf-8"),
-        (b"Content-Length", b"%d" % len(body)),
-        (b"Date", _date(int(time.time()))),
-        (b"Connection", b"close"),
-    ]
-    answer = h11.Response(status_code=status, headers=headers, reason=_reason(status))
-    pieces = [http.send(answer) or b""]
-    if method != b"HEAD":
-        pieces.append(http.send(h11.Data(data=body)) or b"")
-    pieces.append(http.send(h11.EndOfMessage()) or b"")
-    return b"".join(pieces)
 
 
 def _address(family: int, name: Any) -> tuple[str, int] | None:

@@ -83,13 +83,10 @@ def _line(scope: Scope, status: int, body_bytes: int, took_s: float) -> Line:
         forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1").rpartition(",")[2]
         client = forwarded.strip() or client
     credentials = auth.parse_header(headers.get(b"authorization", b"").decode("latin-1"))
-    query = b"?" + scope["query_string"] if scope["query_string"] else b""
-    version = scope["http_version"].encode()
-    request = b"%s %s%s HTTP/%s" % (scope["method"].encode(), scope["raw_path"], query, version)
     return Line(
         client,
         credentials.user if credentials else b"",
-        request,
+        scope["state"]["line"],
         status,
         body_bytes,
         headers.get(b"referer", b""),

@@ -12,6 +12,8 @@ from __future__ import annotations
 import trio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cafs.http.heads import NotHttpError
+
 DROP_MAX = 64 << 20
 """Bytes of a body that are read for nothing before the answer goes out."""
 DROP_MAX_S = 10.0
@@ -68,5 +70,9 @@ class _Rest:
     async def _drop(self, limit: int | None, seconds: float | None) -> None:
         dropped = 0
         with trio.move_on_after(float("inf") if seconds is None else seconds):
-            while not self._ended and (limit is None or dropped < limit):
-                dropped += len((await self.receive()).get("body", b""))
+            try:
+                while not self._ended and (limit is None or dropped < limit):
+                    dropped += len((await self.receive()).get("body", b""))
+            except NotHttpError:
+                # It never ends, so the connection will be closed.
+                pass

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from http.client import IncompleteRead
@@ -13,11 +15,12 @@ from http.client import IncompleteRead
 import pytest
 
 from tests.fault.smalldisk import wait_until
-from tests.http.daemon import KEY, DaemonAlone, daemon_alone
+from tests.http.daemon import KEY, LOGIN, DaemonAlone, daemon_alone
 from tests.http.test_faults_damage import DAMAGE_LOG, find_in_packs, flip
 from tests.http.wire import Connection
 
 MIB = 1 << 20
+LOGIN_LINE = f"Authorization: {LOGIN['Authorization']}\r\n"
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -117,6 +120,45 @@ def test_who_stays_is_counted_by_what_he_got(daemon: DaemonAlone, method: str) -
     status = (reply.status, len(reply.body))
     assert status == ((200, 3 * MIB) if method == "GET" else (201, 0))
     assert logged(daemon, f"{method} {key}?it HTTP/1.1") == status
+
+
+BAD_CHUNK = "Host: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "line", "rest", "status", "location"),
+    [
+        ("GET", "GET /a\x01 HTTP/1.1", "Host: x\r\n\r\n", 400, "other"),
+        ("GET", "GET /no-host HTTP/1.1", "\r\n", 400, "other"),
+        ("HEAD", "HEAD /control HTTP/1.1", "Host: x\r\nA: \x01\r\n\r\n", 400, "other"),
+        ("HEAD", "HEAD /no-host HTTP/1.1", "\r\n", 400, "other"),
+        ("PUT", "PUT /new HTTP/2.0", "Host: x\r\n\r\n", 505, "other"),
+        ("GET", "GET /long HTTP/1.1", 20_000 * "a", 431, "other"),
+        ("other", "BREW", "\r\n", 400, "other"),
+        ("other", "\x16\x03\x01\x02", "\r\n", 400, "other"),
+        ("PUT", "PUT /nowhere HTTP/1.1", BAD_CHUNK, 404, "other"),
+        ("PUT", "PUT /admin/x HTTP/1.1", BAD_CHUNK, 401, "admin"),
+        ("PUT", "PUT /admin/x?login HTTP/1.1", f"{LOGIN_LINE}{BAD_CHUNK}", 400, "admin"),
+    ],
+)
+def test_what_is_no_request_is_counted_too(
+    daemon: DaemonAlone, method: str, line: str, rest: str, status: int, location: str
+) -> None:
+    before = counted(daemon, method, status, location)
+    with daemon.endpoint.connect() as raw:
+        raw.sendall(f"{line}\r\n{rest}".encode("latin-1"))
+        answer = b""
+        # Without close-notify the daemon's end of TLS is a ragged one.
+        with contextlib.suppress(ssl.SSLEOFError):
+            while data := raw.recv(1000):
+                answer += data
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nConnection: close" in head
+    escaped = re.sub("[\0-\x1f]", lambda found: f"\\x{ord(found[0]):02X}", line)
+    length = 0 if method == "HEAD" else len(body)
+    assert logged(daemon, escaped) == (status, length)
+    assert counted(daemon, method, status, location) == before + 1
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])

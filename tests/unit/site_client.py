@@ -93,7 +93,10 @@ class Client:
             "headers": [(name.encode(), value.encode("latin-1")) for name, value in sent.items()],
             "client": ("", 0),
             "server": ("unix", None),
-            "state": {"connection": SimpleNamespace(trusted=True, broken=False, abort=None)},
+            "state": {
+                "connection": SimpleNamespace(trusted=True, broken=False, abort=None),
+                "line": f"{method} {path} HTTP/1.1".encode(),
+            },
         }
         await self._application(scope, receive, send)
         return Answer(answer["status"], answer["headers"], bytes(answer["body"]))
