@@ -23,6 +23,21 @@ SAID_MAX: Final = 200
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f]")
 _QUOTED = re.compile(r"bytearray\(b(.*)\)")
+_ONCE: Final = frozenset(
+    (
+        b"authorization",
+        b"content-range",
+        b"expect",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+    )
+)
+"""Headers that nginx takes once only; h11 sees to Host and to those that say where a body ends."""
+_HOST = re.compile(rb"(?!\.?(?::|$))(?!.*\.\.)[^\x00-\x20/\x7f]+")
+"""A Host that nginx takes: more than a port, no empty part, and nothing that ends a name."""
 _END = re.compile(rb"\n\r?\n")
 _TARGET = re.compile(rb"(?<= )[^ \r\n]+(?= )")
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
@@ -115,20 +130,25 @@ def _too_long() -> NotHttpError:
 
 
 def check(request: h11.Request) -> None:
-    """Refuse what h11 lets through and another server could understand otherwise.
+    """Refuse what h11 lets through, and nginx does not or could understand otherwise.
 
     Raises NotHttpError.  A request whose end another server may see elsewhere (RFC 9112,
     section 6.1): h11 believes Transfer-Encoding; who believes Content-Length takes the rest of
     the body for a request of somebody else.  Control characters in a value (RFC 9110, section
-    5.5), and another major version (RFC 9110, section 15.6.6).
+    5.5), another major version (RFC 9110, section 15.6.6), a Host that is none, and a second
+    value where one counts, because somebody else may look at the other.
     """
     if request.http_version[:2] != b"1.":
         raise _malformed("only HTTP/1.1 is spoken here", 505)
     names = set()
     for name, value in request.headers:
+        if name in names and name in _ONCE:
+            raise _malformed(f"{name.decode()} comes twice")
         names.add(name)
         if _CONTROL.search(value):
             raise _malformed("there are control characters in a header")
+        if name == b"host" and not _HOST.fullmatch(value):
+            raise _malformed("the Host is none")
     if b"transfer-encoding" in names and (
         b"content-length" in names or request.http_version < b"1.1"
     ):

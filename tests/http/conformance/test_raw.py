@@ -50,3 +50,57 @@ def test_names_beyond_ascii_need_not_be_escaped(area: Area) -> None:
 @pytest.mark.parametrize("line", [b"G\xc3T /admin/", b"GET /admin/\xc3 x", b"GET \xc3/admin/"])
 def test_elsewhere_than_in_a_path_they_are_refused(area: Area, line: bytes) -> None:
     assert ask(area, line)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        (b"a b", 400),
+        (b"a\tb", 400),
+        (b"a/b", 400),
+        (b"a..b", 400),
+        (b"a:..", 400),
+        (b"..", 400),
+        (b".", 400),
+        (b":80", 400),
+        (b".:80", 400),
+        (b"", 400),
+        (b"a.:80", 200),
+        (b".a", 200),
+        (b"a:b", 200),
+        (b"[::1]:80", 200),
+        (b"\xc3\xa9", 200),
+        (b"a,b@c", 200),
+    ],
+)
+def test_which_hosts_there_may_be(area: Area, host: bytes, status: int) -> None:
+    url = area.put().encode()
+    assert ask(area, b"GET " + url, b"Host: " + host)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Authorization", 400),
+        (b"If-Match: *", 400),
+        (b"if-none-match: x", 400),
+        (b"If-Modified-Since: x", 400),
+        (b"If-Unmodified-Since: Fri, 31 Dec 2060 23:59:59 GMT", 400),
+        (b"If-Range: x", 400),
+        (b"Content-Range: x", 400),
+        (b"Expect: x", 400),
+        (b"User-Agent: x", 200),
+        (b"Depth: 0", 200),
+        (b"X-Forwarded-For: 10.0.0.1", 200),
+    ],
+)
+def test_what_is_said_twice(area: Area, header: bytes, status: int) -> None:
+    url = area.put().encode()
+    if header == b"Authorization":
+        header = b"Authorization: " + area.http.headers["Authorization"].encode()
+        assert ask(area, b"GET " + url)[0] == 200
+        again = [header]
+    else:
+        assert ask(area, b"GET " + url, header)[0] == 200
+        again = [header, header]
+    assert ask(area, b"GET " + url, *again)[0] == status
