@@ -34,8 +34,10 @@ def parse_header(value: str | None) -> Credentials | None:
     scheme, _, encoded = (value or "").partition(" ")
     if scheme.lower() != "basic":
         return None
+    # As nginx reads it: up to the first padding, of which there may be any amount or none.
+    digits = encoded.strip(" ").partition("=")[0]
     try:
-        decoded = base64.b64decode(encoded.strip(" "), validate=True)
+        decoded = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError):
         return None
     user, colon, password = decoded.partition(b":")

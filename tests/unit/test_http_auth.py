@@ -69,8 +69,14 @@ def test_header() -> None:
     encoded = base64.b64encode(b"user:pass:word").decode()
     assert auth.parse_header(f"Basic {encoded}") == Credentials(b"user", b"pass:word")
     assert auth.parse_header(f"bAsIc  {encoded} ") == Credentials(b"user", b"pass:word")
+    for padded in ("dTpw", "dTpw==", "dTpw=======", "dTpw=?", "dTpw= dTpw"):
+        assert auth.parse_header(f"Basic {padded}") == Credentials(b"u", b"p")
+    for shorter in ("dTpwcA", "dTpwcA=", "dTpwcA====="):
+        assert auth.parse_header(f"Basic {shorter}") == Credentials(b"u", b"pp")
     for wrong in (None, "", "Basic", "Basic %%%", f"Bearer {encoded}", "Basic dXNlcg=="):
         assert auth.parse_header(wrong) is None
+    for wrong in ("dTpwA", "=dTpw", "==", "dT pw", "dTpw x", "dTp-", "dT\xe9w"):
+        assert auth.parse_header(f"Basic {wrong}") is None
 
 
 def test_a_changed_file_counts_at_once(tmp_path: Path) -> None:

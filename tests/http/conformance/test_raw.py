@@ -104,3 +104,27 @@ def test_what_is_said_twice(area: Area, header: bytes, status: int) -> None:
         assert ask(area, b"GET " + url, header)[0] == 200
         again = [header, header]
     assert ask(area, b"GET " + url, *again)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("spelled", "status"),
+    [
+        ("Basic {0}", 200),
+        ("basic   {0} ", 200),
+        ("Basic {0}=", 200),
+        ("Basic {0}=====", 200),
+        ("Basic {0}=whatever follows", 200),
+        ("Basic {0}x", 401),
+        ("Basic {0} x", 401),
+        ("Basic {0}!", 401),
+        ("Basic ={0}", 401),
+        ("Basic{0}", 401),
+    ],
+)
+def test_spellings_of_credentials(area: Area, spelled: str, status: int) -> None:
+    area.put()
+    # Without padding, whatever the length of the two.
+    digits = area.http.headers["Authorization"].removeprefix("Basic ").rstrip("=")
+    with area.target.internal() as http:
+        headers = {"Authorization": spelled.format(digits)}
+        assert http.request("GET", area.url(), None, headers).status == status
