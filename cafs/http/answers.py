@@ -6,7 +6,9 @@ do; a client that only looks at the status sees the one of the contract.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Mapping
 
 from starlette.responses import Response
@@ -40,6 +42,9 @@ def failed(error: CafsError, doing: str, status: int | None = None) -> Response:
     meaning = error.meaning
     status = meaning.http_status if status is None else status
     line = str(error)
+    if isinstance(error, FsError) and line == errno.errorcode.get(error.errno):
+        # A system call's answer is a number, and needs no text; a person's does.
+        line = os.strerror(error.errno)
     # What is wrong with a request is not put right with a command's --help.
     if error.advice and not isinstance(error, (FsError, UsageError)):
         line += f"; what to do: {error.advice}"

@@ -60,7 +60,7 @@ async def handle(site: Site, request: Request, path: TreePath) -> Response:
     attr = site.attr(ino)
     is_directory = stat.S_ISDIR(attr.mode)
     if not is_directory and path.slash:
-        raise FsError(errno.ENOTDIR)
+        raise FsError(errno.ENOTDIR, "it is a file, and the path ends with a slash")
     listing = _Listing(site, request, path, wanted)
     head = multistatus.HEAD + listing.own(attr)
     if depth == "0" or not is_directory:

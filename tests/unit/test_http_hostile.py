@@ -59,6 +59,23 @@ def test_a_path_that_makes_no_sense_is_refused_in_words_for_http(tmp_path: Path,
     ask(tmp_path / "store", work)
 
 
+def test_what_the_tree_refuses_is_told_in_words(tmp_path: Path) -> None:
+    async def work(asking: Client) -> None:
+        assert (await asking("PUT", "/admin/file", b"x")).status == 201
+        long = "y" * 256
+        for method, path, status, says in (
+            ("PROPFIND", "file/", 404, "it is a file, and the path ends with a slash"),
+            ("PROPFIND", long, 404, "File name too long"),
+            ("GET", long, 404, "File name too long"),
+            ("DELETE", long, 404, "File name too long"),
+            ("PUT", f"{long}/x", 500, "File name too long"),
+        ):
+            answer = await asking(method, f"/admin/{path}")
+            assert (answer.status, answer.text) == (status, f"{status}: {says}\n")
+
+    ask(tmp_path / "store", work)
+
+
 def test_a_path_of_thousands_of_names_is_made_or_refused_at_once(tmp_path: Path) -> None:
     async def work(asking: Client) -> None:
         deep = "/admin/" + "a/" * 2040
