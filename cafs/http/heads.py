@@ -14,9 +14,11 @@ import h11
 
 from cafs.errors import Meaning, UsageError
 
-HEAD_MAX: Final = 16 << 10
-"""Bytes of a request's line and headers, up to the empty line and with it."""
+HEAD_MAX: Final = 40 << 10
+"""Bytes of a request's line and headers, up to the empty line and with it.
 
+nginx takes 32 KiB, and adds headers of its own to what it hands over.
+"""
 SAID_MAX: Final = 200
 """Characters of what is said about a request that is none."""
 

@@ -265,8 +265,8 @@ def test_where_a_request_ends_is_clear_or_it_is_refused(
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: \x1b]0;x\x07\r\n\r\n", 400, b"this is not HTTP"),
         (b"GET / HTTP/1.1\r\n\r\n", 400, b"this is not HTTP"),
         (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 505, b""),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + 20_000 * b"a", 431, b"longer than 16384 bytes"),
-        (b"GET /" + 20_000 * b"a", 431, b"longer than 16384 bytes"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + 50_000 * b"a", 431, b"longer than 40960 bytes"),
+        (b"GET /" + 50_000 * b"a", 431, b"longer than 40960 bytes"),
         (b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, b"this is not HTTP"),
     ],
 )

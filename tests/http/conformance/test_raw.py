@@ -128,3 +128,14 @@ def test_spellings_of_credentials(area: Area, spelled: str, status: int) -> None
     with area.target.internal() as http:
         headers = {"Authorization": spelled.format(digits)}
         assert http.request("GET", area.url(), None, headers).status == status
+
+
+def test_a_head_as_long_as_nginx_takes_it(area: Area) -> None:
+    """Whether nginx answers it itself or hands it over with a few headers more."""
+    large = [b"X-%d: %b" % (number, 8000 * b"x") for number in range(3)]
+    fits = [*large, b"X-Forwarded-For: " + b"10.0.0.1, " * 700 + b"10.0.0.1"]
+    url = area.url().encode()
+    assert ask(area, b"PUT " + url, b"Content-Length: 0", *fits)[0] == 201
+    assert ask(area, b"GET " + url, *fits)[0] == 200
+    assert ask(area, b"PROPFIND " + url, b"Depth: 0", *fits)[0] == 207
+    assert ask(area, b"GET " + url, *fits, *large)[0] in (400, 431)
