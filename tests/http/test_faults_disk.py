@@ -98,7 +98,8 @@ def test_a_put_larger_than_the_disk_gives_its_room_back_at_once() -> None:
                 free = disk.free
                 reply = http.request("PUT", "/admin/large", os.urandom(70 * MIB))
                 assert reply.status == 507
-                assert disk.free < free // 2
+                # How far it came before it was refused is a matter of the disk's speed.
+                assert disk.free < free - 10 * MIB
                 # The pack that "kept" lies in is left to compaction.
                 wait_until("the room is back", lambda: disk.free > free - 6 * MIB, 20)
                 assert http.request("PUT", "/admin/large", os.urandom(20 * MIB)).status == 201
