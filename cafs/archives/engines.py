@@ -149,23 +149,22 @@ class Engines:
     def keep(self, engine: Engine) -> None:
         """Keep a copy of the program in the store, durably; quick if there is one.
 
-        Before number().  Blocks.  Raises DiskFullError and its kin.
+        Before number().  The copy has shown that it works: it is what is left after an upgrade.
+        Blocks.  Raises DiskFullError and its kin, EngineError for a copy that is no good.
         """
         name = engine.program.sha256
         if name in self._kept:
             return
-        path = self._directory / name
         try:
-            kept = Program.read(path)
+            self._copy(engine.kind, name)
         except EngineError:
-            kept = None
-        if kept is None or kept.sha256 != name:
             try:
                 self._directory.mkdir(mode=0o700, exist_ok=True)
             except OSError as error:
                 raise from_os_error(error, f"make the directory {self._directory}") from error
             self._disk.sync_directory(self._store)
-            self._disk.write_file(path, engine.program.content, 0o755)
+            self._disk.write_file(self._directory / name, engine.program.content, 0o755)
+            self._copy(engine.kind, name)
         self._kept.add(name)
 
     def number(self, engine: Engine) -> int:
@@ -274,22 +273,24 @@ class Engines:
         for number, record in sorted(self._records.items()):
             if (record.kind, number) in shown:
                 continue
-            engine = self._rebuilders.get(number)
-            version, path, sha256 = _about(engine)
-            state = "kept" if engine is not None else "lost"
-            why = "" if engine is not None else "what was made with it cannot be read"
-            lines.append(
-                EngineStatus(
-                    record.kind,
-                    state,
-                    version or record.version,
-                    path,
-                    sha256 or record.programs[0],
-                    number,
-                    why,
-                )
-            )
+            lines.append(self._line(number, record))
         return lines
+
+    def _line(self, number: int, record: EngineRecord) -> EngineStatus:
+        """About what makes again what was made with engine *number*."""
+        engine = self._rebuilders.get(number)
+        version, path, sha256 = _about(engine)
+        if sha256 in record.programs:
+            own = self._machine[record.kind].engine
+            state, why = "ready" if engine is own else "kept", ""
+        else:
+            state, why = "lost", "what was made with it cannot be read"
+            if engine is not None:
+                why = f"{version} is tried in its place, and was not found to make the same"
+            version, path, sha256 = "", "", record.programs[0]
+        return EngineStatus(
+            record.kind, state, version or record.version, path, sha256, number, why
+        )
 
     # -- inside
 
@@ -322,10 +323,7 @@ class Engines:
             if record.kind not in _IDENTIFY:
                 continue
             try:
-                program = Program.read(self._directory / name)
-                if program.sha256 != name:
-                    raise EngineError(f"{program.path} is not what was kept there")
-                engine = _identify(record.kind, program)
+                engine = self._copy(record.kind, name)
             except EngineError as error:
                 log.warning("a kept engine cannot be used: %s", error)
                 continue
@@ -333,6 +331,13 @@ class Engines:
             return engine
         # The last resort: it may make the same, and if it does not, that will be seen.
         return own
+
+    def _copy(self, kind: str, name: str) -> Engine:
+        """The engine that a kept copy is.  Raises EngineError when it is none, or another."""
+        program = Program.read(self._directory / name)
+        if program.sha256 != name:
+            raise EngineError(f"{program.path} is not what was kept there")
+        return _identify(kind, program)
 
     def _judge(self, machine: _Machine) -> None:
         """What the machine's engine may be used for, by what is recorded."""

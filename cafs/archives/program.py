@@ -3,7 +3,8 @@
 Invariant: what runs are the bytes that were read and hashed, whatever happens to the file
 afterwards, because they are run from a copy in memory.  So an upgrade of the machine while the
 daemon runs cannot put another engine in the place of the one that was proven, and a copy kept
-in a store can be used even where the store's disk is mounted noexec.
+in a store can be used even where the store's disk is mounted noexec.  What is no binary is no
+program here: a script names others, and its bytes say nothing of what these will make tomorrow.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cafs.errors import EngineError
 
 SIZE_MAX: Final = 64 << 20
 """No gzip and no zlib is larger; whatever is, is something else."""
-
+_ELF: Final = b"\x7fELF"
 
 _MFD_EXEC: Final = 0x10
 """Without it, Linux 6.3 and later may make a file that cannot be run (vm.memfd_noexec)."""
@@ -50,7 +51,10 @@ class Program:
 
     @classmethod
     def read(cls, path: Path) -> Program:
-        """Read a program file.  Raises :class:`EngineError` when that is not possible."""
+        """Read a program file.
+
+        Raises :class:`EngineError` when that is not possible, and for what is no binary.
+        """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             with open(fd, "rb") as stream:
@@ -59,6 +63,12 @@ class Program:
             raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
         if not 0 < len(content) <= SIZE_MAX:
             raise EngineError(f"{path}: no engine has {len(content)} bytes or more")
+        if not content.startswith(_ELF):
+            raise EngineError(
+                f"{path} is not usable: it is no binary (ELF), and a copy of a script does not "
+                "keep the programs that it runs",
+                advice="put the program itself first in the daemon's PATH",
+            )
         return cls(path, content)
 
     @contextmanager

@@ -24,6 +24,7 @@ from cafs.operate.candidates import GAIN_FIRST, GZIP, ZIP
 from cafs.store import Store
 from cafs.types import ROOT, Ino
 from tests.unit.archived import blob_of, content, droplet, gzipped, opened, put, sources, tar
+from tests.unit.engine_samples import binary
 from tests.unit.small_store import findings, noise, write
 
 pytestmark = pytest.mark.timeout(60)
@@ -377,9 +378,7 @@ def test_a_fault_in_one_archive_spares_the_others(
 def program(directory: Path, script: str) -> str:
     """A PATH that begins with a gzip of our own."""
     directory.mkdir()
-    path = directory / "gzip"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
+    binary(directory / "gzip", script)
     return f"{directory}:{os.environ['PATH']}"
 
 

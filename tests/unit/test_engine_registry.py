@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -265,6 +267,64 @@ def test_an_unproven_program_may_rebuild_when_there_is_nothing_else(machine: Mac
     engines = machine.open()
     assert engines.rebuilder(1).version == "gzip 1.99"
     assert state_of(engines, GZIP) == "unproven"
+    # Nobody is told that it is kept: it is lost until the other one is proven.
+    (line,) = [line for line in engines.status() if line.number == 1]
+    assert line.state == "lost" and "gzip 1.99" in line.why
+    assert (line.sha256, line.program) == (Program.read(MACHINE_GZIP).sha256, "")
+    (proof,) = engines.pending_proof()
+    engines.keep(proof.engine)
+    engines.proven(proof)
+    (line,) = [line for line in engines.status() if line.kind == GZIP]
+    assert (line.state, line.number) == ("ready", 1)
+
+
+def test_a_script_is_no_engine(machine: Machine) -> None:
+    """A copy of it keeps nothing of the program that it runs."""
+    wrapper = machine.bin / "gzip"
+    wrapper.write_text(f"#!/bin/sh\n{SAME}\n")
+    wrapper.chmod(0o755)
+    machine.programs[GZIP] = wrapper
+    engines = machine.open()
+    assert [engine.kind for engine in engines.anew()] == [ZLIB]
+    (line,) = [line for line in engines.status() if line.kind == GZIP]
+    assert line.state == "missing" and "no binary" in line.why and str(wrapper) in line.why
+
+
+def test_a_script_that_was_kept_gives_way_to_the_program(machine: Machine) -> None:
+    """A store from before scripts were refused comes round by a proof with the machine's gzip."""
+    script = f"#!/bin/sh\n{SAME}\n".encode()
+    name = hashlib.sha256(script).hexdigest()
+    (machine.store / DIRECTORY).mkdir()
+    (machine.store / DIRECTORY / name).write_bytes(script)
+    machine.records[1] = EngineRecord(GZIP, "gzip 1.12", (name,)).pack()
+    engines = machine.open()
+    assert engines.rebuilder(1).program.path == MACHINE_GZIP
+    (proof,) = engines.pending_proof()
+    engines.keep(proof.engine)
+    engines.proven(proof)
+    assert Program.read(MACHINE_GZIP).sha256 in machine.kept()
+    machine.programs = {}
+    assert state_of(machine.open(), GZIP, 1) == "kept"
+
+
+class ForgetfulDisk(Disk):
+    """What it writes is not what it was told to write."""
+
+    def write_file(
+        self, path: Any, data: Any, mode: int = 0o600, *, keep_rights: bool = False
+    ) -> None:
+        super().write_file(path, data[:-1], mode, keep_rights=keep_rights)
+
+
+def test_a_copy_proves_itself_before_anything_needs_it(machine: Machine) -> None:
+    machine.disk = ForgetfulDisk()
+    engines = machine.open()
+    engine = find(engines.anew(), GZIP)
+    with pytest.raises(EngineError, match="is not what was kept there"):
+        engines.keep(engine)
+    with pytest.raises(EngineError, match="not kept"):
+        engines.number(engine)
+    assert machine.records == {}
 
 
 BROKEN = {

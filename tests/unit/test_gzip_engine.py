@@ -183,7 +183,12 @@ def test_what_is_not_gnu_gzip_is_told_apart(tmp_path: Path, version: str) -> Non
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "bytes"), (b"neither script nor program", "run"), (b"\x7fELF and no more", "run")],
+    [
+        (b"", "bytes"),
+        (b"neither script nor program", "no binary"),
+        (b'#!/bin/sh\nexec /usr/bin/gzip "$@"\n', "no binary"),
+        (b"\x7fELF and no more", "run"),
+    ],
 )
 def test_what_is_no_program(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "gzip"

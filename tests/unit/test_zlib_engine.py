@@ -105,7 +105,7 @@ def test_a_compressor_that_is_closed(engine: ZlibEngine) -> None:
 def test_what_is_no_zlib(tmp_path: Path, content: bytes | Path) -> None:
     path = tmp_path / "libz.so"
     path.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
-    with pytest.raises(EngineError, match="not zlib"):
+    with pytest.raises(EngineError, match=r"not zlib|no binary"):
         ZlibEngine.identify(Program.read(path))
 
 
