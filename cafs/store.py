@@ -343,7 +343,7 @@ class Store:
         counters = self.counters
         self.space.look()
         problem = self.space.problem or self.committer.error
-        problem = problem or health.damage(self.chunks, self._index_faults)
+        problem = problem or health.damage(self.chunks, self._index_faults) or self.archives.problem
         answer = figures(counters)
         answer["index_file_bytes"] = self.environment.file_bytes()
         answer["pending"] = {

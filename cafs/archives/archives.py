@@ -18,6 +18,7 @@ import trio
 from cafs.archive_options import ArchiveOptions
 from cafs.archives.cache import Cache
 from cafs.archives.engine import Engine
+from cafs.archives.engine_record import records_in
 from cafs.archives.engines import Engines
 from cafs.archives.proof import Proof
 from cafs.archives.rebuilds import LOOK_S, Rebuilds
@@ -123,12 +124,15 @@ class Archives:
             return
         async with self._opening:
             if not self._opened:
-                records: dict[int, bytes] = {}
-                overlay = self._side.blobs.overlay
-                while value := overlay.get(layout.META, layout.engine_key(len(records) + 1)):
-                    records[len(records) + 1] = value
+                records = records_in(self._side.blobs.overlay)
                 await self._foreground.run(partial(self.engines.open, records))
+                await self._foreground.run(self.engines.restore)
                 self._opened = True
+
+    @property
+    def problem(self) -> CafsError | None:
+        """What an operator has to see to, the worst of it."""
+        return self.engines.problem() if self._opened else None
 
     @property
     def opened(self) -> bool:
@@ -198,7 +202,16 @@ class Archives:
     # -- life ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """End what nobody reads any more, thaw what is read often; for ever."""
+        """End what nobody reads any more, thaw what is read often; for ever.
+
+        Where archives were taken apart, what makes them again is looked for at once: that it is
+        lost must not be found out by a reader.
+        """
+        if records_in(self._side.blobs.overlay):
+            try:
+                await self.ready()
+            except CafsError as error:
+                log.error("engines cannot be used: %s; what to do: %s", error, error.advice)
         while True:
             await trio.sleep(LOOK_S)
             await self.rebuilds.look_after()

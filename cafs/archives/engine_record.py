@@ -12,6 +12,8 @@ import re
 from typing import NamedTuple
 
 from cafs.errors import IndexDamagedError
+from cafs.index import layout
+from cafs.index.overlay import Overlay
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -44,3 +46,11 @@ class EngineRecord(NamedTuple):
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
         raise IndexDamagedError(f"the record of engine {number} cannot be understood")
+
+
+def records_in(overlay: Overlay) -> dict[int, bytes]:
+    """The values of all engines' records by their numbers, which have no gaps."""
+    records: dict[int, bytes] = {}
+    while value := overlay.get(layout.META, layout.engine_key(len(records) + 1)):
+        records[len(records) + 1] = value
+    return records

@@ -23,18 +23,17 @@ from typing import Final, NamedTuple
 
 from cafs.archives import gnu_gzip, zlib_engine
 from cafs.archives.engine import Engine, Params
+from cafs.archives.engine_copies import Copies
 from cafs.archives.engine_record import EngineRecord
+from cafs.archives.engine_status import LOST, LOST_ADVICE, REFUSED, EngineStatus, worst
 from cafs.archives.gnu_gzip import GnuGzip
 from cafs.archives.program import Program
 from cafs.archives.trial import compress
 from cafs.archives.zlib_engine import ZlibEngine
 from cafs.durable import Disk
-from cafs.errors import CafsError, EngineError, from_os_error
+from cafs.errors import CafsError, EngineError
 
 log = logging.getLogger(__name__)
-
-DIRECTORY: Final = "engines"
-"""In the store."""
 
 _IDENTIFY: Final[Mapping[str, Callable[[Program], Engine]]] = {
     gnu_gzip.KIND: GnuGzip.identify,
@@ -54,26 +53,10 @@ class State(Enum):
     UNPROVEN = "unproven"
     """Another program than the one that something stored was made with: nothing new is taken
     apart with it until a sample was rebuilt."""
-    REFUSED = "refused"
+    REFUSED = REFUSED
     """It was found to make other bytes."""
     MISSING = "missing"
     """There is none of this kind."""
-
-
-class EngineStatus(NamedTuple):
-    """One line about an engine, for people and for JSON."""
-
-    kind: str
-    state: str
-    """Of the machine's program of this kind; ``kept`` for a copy in the store that is used in
-    its place, ``lost`` for what is stored and cannot be rebuilt by anything here."""
-    version: str
-    program: str
-    """Path."""
-    sha256: str
-    number: int
-    """Of the record in the index; 0 while nothing stored needs it."""
-    why: str
 
 
 class PendingProof(NamedTuple):
@@ -106,15 +89,14 @@ class Engines:
         programs: Mapping[str, Path] | None = None,
     ) -> None:
         """*programs* stand in for what the machine has, by kind."""
-        self._store = store
-        self._directory = store / DIRECTORY
+        self._copies = Copies(store, disk)
         self._write = write
-        self._disk = disk
         self._programs = programs
         self._records: dict[int, EngineRecord] = {}
         self._machine = {kind: _Machine(kind) for kind in _IDENTIFY}
         self._rebuilders: dict[int, Engine] = {}
         self._kept: set[str] = set()
+        """Programs whose copies have shown that they work."""
 
     def open(self, records: Mapping[int, bytes]) -> None:
         """Find the programs, and take over what the index has under which number.
@@ -153,19 +135,29 @@ class Engines:
         Blocks.  Raises DiskFullError and its kin, EngineError for a copy that is no good.
         """
         name = engine.program.sha256
-        if name in self._kept:
+        if name in self._kept and self._copies.there(name):
             return
+        self._kept.discard(name)
         try:
             self._copy(engine.kind, name)
         except EngineError:
-            try:
-                self._directory.mkdir(mode=0o700, exist_ok=True)
-            except OSError as error:
-                raise from_os_error(error, f"make the directory {self._directory}") from error
-            self._disk.sync_directory(self._store)
-            self._disk.write_file(self._directory / name, engine.program.content, 0o755)
+            self._copies.write(engine.program)
             self._copy(engine.kind, name)
         self._kept.add(name)
+
+    def restore(self) -> None:
+        """Put back the copies that are missing or damaged, where the machine has the program.
+
+        Blocks; what cannot be put back is logged, and is a problem() from now on.
+        """
+        for number, record in self._records.items():
+            engine = self._rebuilders.get(number)
+            if engine is None or engine.program.sha256 not in record.programs:
+                continue
+            try:
+                self.keep(engine)
+            except CafsError as error:
+                log.error("engine %d (%s) cannot be kept: %s", number, record.version, error)
 
     def number(self, engine: Engine) -> int:
         """The number for made parts; it is recorded, if it was not, with the next commit.
@@ -197,8 +189,8 @@ class Engines:
         record = self._records.get(number)
         what = f"{record.version} (engine {number})" if record else f"engine {number}"
         raise EngineError(
-            f"{what} is neither on this machine nor in {self._directory}",
-            advice="install that version, or put its program file back there from a backup",
+            f"{what} is neither on this machine nor in {self._copies.directory}",
+            advice=LOST_ADVICE,
         )
 
     def record(self, number: int) -> EngineRecord | None:
@@ -245,7 +237,7 @@ class Engines:
             proof.engine.version,
             proof.number,
             why,
-            self._directory,
+            self._copies.directory,
         )
 
     def unneeded(self, proof: PendingProof) -> None:
@@ -255,6 +247,15 @@ class Engines:
 
     # -- for people
 
+    def problem(self) -> EngineError | None:
+        """What an operator has to see to, the worst of it; for who has called restore()."""
+        unkept = [
+            self._line(number, record)
+            for number, record in self._records.items()
+            if not self._kept.intersection(record.programs)
+        ]
+        return worst(self.status(), unkept)
+
     def status(self) -> list[EngineStatus]:
         """The machine's engines, and kept ones that are used in their place or that are lost."""
         lines = []
@@ -262,7 +263,7 @@ class Engines:
             engine = machine.engine
             version, path, sha256 = _about(engine)
             state = machine.state.value
-            if engine is not None and engine.program.path.parent == self._directory:
+            if engine is not None and engine.program.path.parent == self._copies.directory:
                 state = "kept"
             lines.append(
                 EngineStatus(
@@ -284,7 +285,7 @@ class Engines:
             own = self._machine[record.kind].engine
             state, why = "ready" if engine is own else "kept", ""
         else:
-            state, why = "lost", "what was made with it cannot be read"
+            state, why = LOST, "what was made with it cannot be read"
             if engine is not None:
                 why = f"{version} is tried in its place, and was not found to make the same"
             version, path, sha256 = "", "", record.programs[0]
@@ -334,10 +335,7 @@ class Engines:
 
     def _copy(self, kind: str, name: str) -> Engine:
         """The engine that a kept copy is.  Raises EngineError when it is none, or another."""
-        program = Program.read(self._directory / name)
-        if program.sha256 != name:
-            raise EngineError(f"{program.path} is not what was kept there")
-        return _identify(kind, program)
+        return _identify(kind, self._copies.read(name))
 
     def _judge(self, machine: _Machine) -> None:
         """What the machine's engine may be used for, by what is recorded."""

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cafs.archives.engine_record import records_in
 from cafs.archives.engine_run import EngineRun, NestedRuns
 from cafs.archives.engines import Engines
 from cafs.blobs import recipe
@@ -19,7 +20,6 @@ from cafs.blobs.blobs import Blobs
 from cafs.blobs.recipe import Part
 from cafs.durable import Disk
 from cafs.errors import IndexDamagedError, RebuildError
-from cafs.index import layout
 from cafs.index.layout import BLOB_AGED, BLOB_NESTED
 from cafs.types import BlobNo, ChunkNo, Extent
 
@@ -155,12 +155,8 @@ class Offline:
 
     def _ready(self) -> Engines:
         if self._engines is None:
-            records: dict[int, bytes] = {}
-            overlay = self._blobs.overlay
-            while value := overlay.get(layout.META, layout.engine_key(len(records) + 1)):
-                records[len(records) + 1] = value
             self._engines = Engines(self._store, _no_writer, Disk())
-            self._engines.open(records)
+            self._engines.open(records_in(self._blobs.overlay))
         return self._engines
 
 

@@ -202,7 +202,8 @@ def scrub(
 
     Goes on where an interrupted scrub stopped. Works while the store is mounted. What is damaged
     is named with every path that has it, and marked: the same bytes, written again, heal it.
-    A random sample of the archives that were taken apart is made again and compared.
+    A random sample of the archives that were taken apart is made again and compared, and of the
+    programs that this takes the copies in STORE are read.
     Exit code 0: all is well; 8: something is damaged.
     """
     from cafs.cli.scrubbing import run, say_report
@@ -215,7 +216,8 @@ def scrub(
         say_json(report)
     else:
         say_report(path, report)
-    if report["damaged_chunks_count"] or report["not_rebuilt_count"]:
+    counts = ("damaged_chunks_count", "not_rebuilt_count", "engines_lacking_count")
+    if any(report[count] for count in counts):
         raise click.exceptions.Exit(_exit_code())
 
 

@@ -15,7 +15,7 @@ from cafs import control
 from cafs.cli.output import json_name, note, say, show_json_name, warn
 from cafs.cli.progress import progress
 from cafs.errors import CafsError, DaemonAbsentError, DaemonError, UsageError
-from cafs.operate import scrub, scrub_aged
+from cafs.operate import check_engines, scrub, scrub_aged
 from cafs.operate.condemn import condemn
 from cafs.operate.paths import paths_of_blobs
 from cafs.units import human_duration, human_size
@@ -46,6 +46,7 @@ def run(
             found += _again(view, work, set(state.damaged) - damaged)
         blobs = _blobs(view, found, mode)
         proven = _prove(view, mode)
+        lacking = check_engines.lacking(view)
         report = {
             "store": str(path),
             "read_bytes": work.read_bytes,
@@ -66,6 +67,16 @@ def run(
                 for damage in found
             ],
             **proven,
+            "engines_lacking_count": len(lacking),
+            "engines_lacking": [
+                {
+                    "engine": each.number,
+                    "version": each.record.version,
+                    "why": str(each),
+                    "advice": check_engines.ADVICE,
+                }
+                for each in lacking
+            ],
         }
         sound = set(work.sound_again)
     if found or sound:
@@ -95,14 +106,18 @@ def say_report(path: Path, report: dict[str, Any]) -> None:
             say(f"    what to do: {each['advice']}")
         for name in each["paths"]:
             say(f"    {show_json_name(name)}")
+    for each in report["engines_lacking"]:
+        say(f"not kept: {each['why']}")
+        say(f"    what to do: {each['advice']}")
     read, seconds = human_size(report["read_bytes"]), human_duration(report["took_s"])
     said = f"{report['read_chunks_count']} chunks, {read} in {seconds}"
     if report["rebuilt_count"]:
         said += f"; {report['rebuilt_count']} of {report['aged_count']} archives made again"
     if not report["damaged_chunks_count"]:
-        if report["not_rebuilt_count"]:
+        if report["not_rebuilt_count"] or report["engines_lacking_count"]:
             say(f"{path}: all chunks are as they were written ({said})")
-            say(f"  {report['not_rebuilt_count']} archives cannot be made again: see above")
+            if report["not_rebuilt_count"]:
+                say(f"  {report['not_rebuilt_count']} archives cannot be made again: see above")
             return
         say(f"{path}: all content is as it was written ({said})")
         return

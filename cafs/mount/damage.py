@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from cafs.errors import CafsError, ChunkDamagedError, FsError
+from cafs.errors import CafsError, ChunkDamagedError, EngineError, FsError, RebuildError
 from cafs.index import pages
 from cafs.log import RateLimit, fields
 from cafs.store import Store
@@ -116,10 +116,22 @@ class DamageReporter:
             log.error(
                 "damaged file: %s; what to do: %s",
                 error,
-                CONTENT_ADVICE if isinstance(error, ChunkDamagedError) else pages.ADVICE,
+                _advice(error),
                 extra=fields(
                     blob=found["sha256"] or "-",
                     inode=found["inode"],
                     path=os.fsencode(found["path"]),
                 ),
             )
+
+
+def _advice(error: CafsError) -> str:
+    """What helps against it: each kind of damage has its own way back."""
+    if isinstance(error, ChunkDamagedError):
+        return CONTENT_ADVICE
+    if isinstance(error, RebuildError) and isinstance(error.__cause__, EngineError):
+        # The archive is not damaged: what makes it is missing.
+        return error.__cause__.advice
+    if isinstance(error, EngineError | RebuildError):
+        return error.advice
+    return pages.ADVICE

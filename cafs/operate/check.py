@@ -13,6 +13,7 @@ from cafs.errors import IndexDamagedError
 from cafs.index import layout
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.operate.check_content import ContentCheck
+from cafs.operate.check_engines import ADVICE, lacking
 from cafs.operate.check_packs import PackCheck
 from cafs.operate.check_tree import TreeCheck
 from cafs.operate.finding import Finding, Findings
@@ -69,6 +70,7 @@ class Check:
             ("chunks", packs.check_chunks),
             ("chunks", packs.check_overlaps),
             ("packs", packs.check_packs),
+            ("engines", self.check_copies),
             ("counters", self.check_counters),
         ]
 
@@ -80,6 +82,11 @@ class Check:
             "packs_count": sum(1 for _ in self._view.pack_table.items()),
         }
         return iter(())
+
+    def check_copies(self) -> Findings:
+        """What makes archives again is kept in the store."""
+        for each in lacking(self._view):
+            yield Finding("engine-copy", str(each), ADVICE)
 
     def check_counters(self) -> Findings:
         """The counters say what the records say; the next numbers are above all in use."""

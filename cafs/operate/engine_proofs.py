@@ -64,7 +64,7 @@ async def _is_sound(archives: Archives, blob: BlobNo) -> bool:
 
 
 def shown(archives: Archives) -> list[dict[str, Any]]:
-    """The engines as a status shows them; none before somebody has asked for them."""
+    """The engines as a status shows them; none while nothing needs them."""
     if not archives.opened:
         return []
     return [

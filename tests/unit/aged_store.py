@@ -14,7 +14,9 @@ import trio
 import xxhash
 
 from cafs import storefile
+from cafs.archives.engine_copies import Copies
 from cafs.archives.engine_record import EngineRecord
+from cafs.archives.program import Program
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Digests
 from cafs.blobs.ingest import Pieces, Slice
@@ -23,8 +25,10 @@ from cafs.index import layout
 from cafs.index.layout import AGED_VERSION
 from cafs.store import Store
 from cafs.types import BlobNo, ChunkNo, Ino
+from tests.unit.engine_samples import MACHINE_GZIP
 
-ENGINE = EngineRecord("gnu-gzip", "gzip 1.12", ("ab" * 32,))
+PROGRAM = Program.read(MACHINE_GZIP)
+ENGINE = EngineRecord("gnu-gzip", "gzip 1.12", (PROGRAM.sha256,))
 HEADERS = 40
 """Bytes of each header that a slice stands for."""
 
@@ -50,8 +54,9 @@ def digests(data: bytes) -> Digests:
 
 
 def record_engine(store: Store) -> None:
-    """The record of engine 1, and the version that goes with it."""
+    """The record of engine 1, its program, and the version that goes with it."""
     store.file = storefile.upgrade(store.path, AGED_VERSION, store.disk)
+    Copies(store.path, store.disk).write(PROGRAM)
     store.overlay.put(layout.META, layout.engine_key(1), ENGINE.pack())
 
 

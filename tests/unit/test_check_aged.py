@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +71,32 @@ def made(tmp_path: Path) -> Made:
 def findings(path: Path) -> list[tuple[str, str]]:
     with View(path) as view:
         return [(found.kind, found.what) for found in Check(view).findings()]
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_an_engine_without_a_copy(made: Made, how: str) -> None:
+    assert not findings(made.path)
+    copy = made.path / "engines" / aged_store.PROGRAM.sha256
+    if how == "damaged":
+        copy.write_bytes(aged_store.PROGRAM.content[:-1])
+    else:
+        shutil.rmtree(copy.parent)
+    ((kind, what),) = findings(made.path)
+    assert kind == "engine-copy"
+    assert "engine 1 (gzip 1.12)" in what and str(copy) in what
+
+
+def test_of_an_engine_that_nothing_needs_nothing_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    create(path, PARAMS)
+
+    async def fill() -> None:
+        async with open_store(path, OPTIONS) as store:
+            aged_store.record_engine(store)
+
+    trio.run(fill)
+    shutil.rmtree(path / "engines")
+    assert not findings(path)
 
 
 def kinds(path: Path) -> list[str]:

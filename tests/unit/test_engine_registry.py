@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from cafs.archives import engines as registry
 from cafs.archives import gnu_gzip, zlib_engine
 from cafs.archives.engine import Engine
+from cafs.archives.engine_copies import DIRECTORY
 from cafs.archives.engine_record import EngineRecord
-from cafs.archives.engines import DIRECTORY, Engines, State
+from cafs.archives.engines import Engines, State
 from cafs.archives.program import Program
 from cafs.durable import Disk
 from cafs.errors import DiskFullError, EngineError, IndexDamagedError
@@ -305,6 +307,53 @@ def test_a_script_that_was_kept_gives_way_to_the_program(machine: Machine) -> No
     assert Program.read(MACHINE_GZIP).sha256 in machine.kept()
     machine.programs = {}
     assert state_of(machine.open(), GZIP, 1) == "kept"
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_a_copy_that_is_no_good_is_put_back(machine: Machine, how: str) -> None:
+    machine.use(machine.open(), GZIP)
+    (name,) = machine.kept()
+    copy = machine.store / DIRECTORY / name
+    damage(copy) if how == "damaged" else shutil.rmtree(copy.parent)
+    engines = machine.open()
+    engines.restore()
+    assert Program.read(copy).sha256 == name
+    assert engines.problem() is None
+    # Also if it goes while the daemon runs.
+    copy.unlink()
+    machine.use(engines, GZIP)
+    assert Program.read(copy).sha256 == name
+
+
+def test_what_cannot_be_put_back_is_trouble(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.use(machine.open(), GZIP)
+    shutil.rmtree(machine.store / DIRECTORY)
+    machine.disk = FaultyDisk([Fault(1, errno.ENOSPC, "pwrite_all")])
+    engines = machine.open()
+    engines.restore()
+    assert "cannot be kept" in caplog.text
+    problem = engines.problem()
+    assert problem is not None and "no copy" in str(problem) and problem.advice
+    # With another program here it is lost, and that is said first.
+    machine.upgrade(SAME)
+    engines = machine.open()
+    engines.restore()
+    problem = engines.problem()
+    assert problem is not None and "is lost" in str(problem) and "backup" in problem.advice
+
+
+def test_a_refused_program_is_trouble(machine: Machine) -> None:
+    machine.use(machine.open(), GZIP)
+    machine.upgrade("exec /usr/bin/gzip -nc1")
+    engines = machine.open()
+    engines.restore()
+    assert engines.problem() is None, "it was not tried yet"
+    (proof,) = engines.pending_proof()
+    engines.refused(proof, "blob 7 came out differently")
+    problem = engines.problem()
+    assert problem is not None and "gzip 1.99" in str(problem) and "is safe" in problem.advice
 
 
 class ForgetfulDisk(Disk):

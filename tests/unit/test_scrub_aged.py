@@ -88,6 +88,23 @@ def test_a_lost_engine_is_told_with_every_path(
     assert failed["advice"]
 
 
+def test_a_copy_that_is_gone_is_told_before_it_is_needed(
+    store: tuple[Path, BlobNo], run_cafs: RunCafs
+) -> None:
+    path, _ = store
+    shutil.rmtree(path / "engines")
+    done = run_cafs("scrub", path, "--json")
+    assert done.returncode == 8
+    report = json.loads(done.stdout)
+    # The machine's own gzip makes it again, today.
+    assert report["not_rebuilt_count"] == 0
+    (lacking,) = report["engines_lacking"]
+    assert lacking["engine"] == 1 and "has no copy" in lacking["why"] and lacking["advice"]
+    done = run_cafs("scrub", path)
+    assert done.returncode == 8
+    assert "not kept: engine 1" in done.stdout and "all content" not in done.stdout
+
+
 def test_the_sample_is_bounded_and_every_archive_has_its_chance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
