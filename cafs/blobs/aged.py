@@ -138,6 +138,11 @@ class Aged:
 
     # -- the exchange ------------------------------------------------------------------------
 
+    def wanted(self, number: BlobNo) -> bool:
+        """Whether a blob is still there, and something refers to it."""
+        value = self._blobs.overlay.get(layout.BLOBS, layout.u48(number))
+        return value is not None and layout.blob_use(value)[0] > 0
+
     def may_swap(self, number: BlobNo) -> bool:
         """Whether a blob can be taken apart: hashed, referred to, and not taken apart yet."""
         value = self._blobs.overlay.get(layout.BLOBS, layout.u48(number))

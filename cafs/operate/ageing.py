@@ -177,16 +177,12 @@ class Ageing:
 
     async def _have_engines(self, job: Job) -> None:
         """Find out which programs may be used; not before there is something to do for them."""
-        await self._archives.ready()
-        proofs = engine_proofs.pending(self._archives)
-        if not proofs:
-            return
-        rules = self._rules(job)._replace(samples=[proof.number for proof in proofs], limit=1)
-        found = await candidates.search(self._store.path, rules)
-        self._doing = "proving"
-        self.governor.resume()
-        for proof in proofs:
-            await engine_proofs.prove(self._archives, proof, found.samples[proof.number])
+
+        def begin() -> None:
+            self._doing = "proving"
+            self.governor.resume()
+
+        await engine_proofs.settle(self._archives, self._store.path, self._rules(job), begin)
 
     def _rules(self, job: Job) -> Rules:
         ripe = self._store.clock.now_ns() - int(self._options.age_after * 1e9)
@@ -224,7 +220,10 @@ class Ageing:
             job.on_progress(done, total)
             self._may_go_on(each.size)
             self.governor.resume()
-            if job.thaw:
+            if not self._store.blobs.aged.wanted(each.blob):
+                # The queue is as old as the pass: meanwhile its files were deleted.
+                progress = True
+            elif job.thaw:
                 progress |= await self._thaw(job, each)
             elif self._is_wanted(job, each):
                 progress |= await self._one(job, each)
@@ -317,8 +316,10 @@ class Ageing:
         if thawed:
             job.report.thawed_count += 1
             job.report.thawed_bytes += each.size
-        # Else the next pass would take it apart again.
-        self._store.blobs.aged.leave(each.blob)
+        aged = self._store.blobs.aged
+        if aged.may_swap(each.blob):
+            # Else the next pass would take it apart again.
+            aged.leave(each.blob)
         return thawed
 
     # -- sums --------------------------------------------------------------------------------

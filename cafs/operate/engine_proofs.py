@@ -8,8 +8,9 @@ because its own program is kept in the store.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -17,14 +18,27 @@ import trio
 from cafs.archives.archives import Archives
 from cafs.archives.engines import PendingProof
 from cafs.errors import CafsError, EngineError, RebuildError
+from cafs.operate import candidates
+from cafs.operate.candidates import Rules
 from cafs.types import BlobNo
 
 log = logging.getLogger(__name__)
 
 
-def pending(archives: Archives) -> list[PendingProof]:
-    """What has to be proven before more is taken apart."""
-    return archives.engines.pending_proof()
+async def settle(archives: Archives, store: Path, rules: Rules, begin: Callable[[], None]) -> None:
+    """Find out which programs may be used; *begin* is called before the first is tried.
+
+    Raises DaemonError; DiskFullError and its kin.
+    """
+    await archives.ready()
+    proofs = archives.engines.pending_proof()
+    if not proofs:
+        return
+    rules = rules._replace(samples=[proof.number for proof in proofs], limit=1)
+    found = await candidates.search(store, rules)
+    begin()
+    for proof in proofs:
+        await prove(archives, proof, found.samples[proof.number])
 
 
 async def prove(archives: Archives, proof: PendingProof, samples: Sequence[BlobNo]) -> None:

@@ -12,8 +12,10 @@ import pytest
 import trio
 
 from cafs.archive_options import ArchiveOptions
+from cafs.archives.archives import Archives
 from cafs.archives.take_apart import TakeApart
 from cafs.errors import DiskFullError, NotFoundError, RebuildError, StoreBusyError
+from cafs.index import layout
 from cafs.index.layout import BLOB_AGED, BLOB_LEFT
 from cafs.lock import StoreLock
 from cafs.operate import ageing, ageing_state, candidates
@@ -21,8 +23,9 @@ from cafs.operate.ageing import Ageing
 from cafs.operate.ageing_job import REASONS_MAX, Job, Report, count_reason
 from cafs.operate.ageing_state import FILE, PRIOR_BYTES, State
 from cafs.operate.candidates import GAIN_FIRST, GZIP, ZIP
+from cafs.operate.sweep import Sweeper
 from cafs.store import Store
-from cafs.types import ROOT, Ino
+from cafs.types import ROOT, BlobNo, Ino
 from tests.unit.archived import blob_of, content, droplet, gzipped, opened, put, sources, tar
 from tests.unit.engine_samples import binary
 from tests.unit.small_store import findings, noise, write
@@ -373,6 +376,74 @@ def test_a_fault_in_one_archive_spares_the_others(
 
     in_store(tmp_path, work)
     assert str(fault) in caplog.text
+
+
+async def delete(store: Store, name: bytes) -> None:
+    """Delete a file, and let the sweep take what it had."""
+    store.nameless.forget(store.tree.unlink(ROOT, name)[0])
+    await store.commit()
+    await Sweeper(store).once()
+    await store.commit()
+
+
+@pytest.mark.parametrize("thaw", [False, True])
+def test_a_file_that_is_deleted_while_it_waits_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, thaw: bool
+) -> None:
+    name = "thaw" if thaw else "take_apart"
+    right = getattr(Archives, name)
+
+    async def work(store: Store) -> None:
+        content = [gzipped(tar(sources(["json"]), mtime)) for mtime in range(3)]
+        for number, data in enumerate(content):
+            await put(store, b"%d" % number, data)
+        age = alone(store)
+        if thaw:
+            await age.now(Job(below="/"))
+        seen: list[int] = []
+
+        async def and_delete_the_others(self: Archives, blob: BlobNo) -> Any:
+            result = await right(self, blob)
+            seen.append(blob)
+            for number in range(3):
+                ino = store.tree.lookup(ROOT, b"%d" % number)
+                if ino is not None and blob_of(store, ino) != blob:
+                    await delete(store, b"%d" % number)
+            return result
+
+        monkeypatch.setattr(Archives, name, and_delete_the_others)
+        report = await age.now(Job(below="/", thaw=thaw))
+        assert len(seen) == 1
+        assert (report.taken_apart_count, report.thawed_count) == ((0, 1) if thaw else (1, 0))
+        assert (report.left, report.stopped, report.exit_code) == ({}, "", 0)
+
+    in_store(tmp_path, work)
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
+    assert not findings(tmp_path / "store")
+
+
+def test_a_file_that_is_deleted_while_it_is_made_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Archives.thaw
+
+    async def work(store: Store) -> None:
+        await put(store, b"one", SMALL)
+        age = alone(store)
+        await age.now(Job(below="/"))
+
+        async def and_delete(self: Archives, blob: BlobNo) -> bool:
+            result = await right(self, blob)
+            await delete(store, b"one")
+            assert store.overlay.get(layout.BLOBS, layout.u48(blob)) is None
+            return result
+
+        monkeypatch.setattr(Archives, "thaw", and_delete)
+        report = await age.now(Job(below="/", thaw=True))
+        assert (report.thawed_count, report.exit_code) == (1, 0)
+
+    in_store(tmp_path, work)
+    assert not findings(tmp_path / "store")
 
 
 def program(directory: Path, script: str) -> str:
