@@ -62,7 +62,6 @@ def build(store: Store, options: ArchiveOptions) -> Archives:
             store.disk,
             store.clock,
             store.blobs,
-            store.counters,
             store.reader,
             contents.ingest,
             store.workers,

@@ -33,7 +33,6 @@ from cafs.clock import Clock
 from cafs.durable import Disk
 from cafs.errors import CafsError
 from cafs.index import layout
-from cafs.index.counters import Counters
 from cafs.types import BlobNo
 from cafs.workers import Workers
 
@@ -56,7 +55,6 @@ class StoreSide(NamedTuple):
     disk: Disk
     clock: Clock
     blobs: Blobs
-    counters: Counters
     reader: Reader
     ingest: Ingest
     workers: Workers
@@ -99,7 +97,6 @@ class Archives:
         self._apart = TakeApart(
             Surroundings(
                 side.blobs,
-                side.counters,
                 side.reader,
                 Ingest(side.ingest.chunks, side.ingest.params, ZSTD_LEVEL),
                 self.engines,
@@ -194,6 +191,11 @@ class Archives:
     def thawed(self) -> int:
         """Blobs that were thawed."""
         return self._thaw.done
+
+    @property
+    def thawed_bytes(self) -> int:
+        """Their sizes."""
+        return self._thaw.done_bytes
 
     def give_way(self) -> int:
         """The disk is full: the cache goes; how many bytes that gives back.  Any thread."""

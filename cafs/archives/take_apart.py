@@ -20,22 +20,21 @@ from cafs.archives.engines import Engines
 from cafs.archives.gzip_pass import GzipPass
 from cafs.archives.inner import InnerWriter
 from cafs.archives.nested import source_of
+from cafs.archives.own_bytes import own_bytes
 from cafs.archives.passes import GZIP, Passes, kind_of
 from cafs.archives.proof import PartIndex, Proof, rebuild_and_compare
 from cafs.archives.rebuild import EngineOf, Source, recipe_of
 from cafs.archives.segments import Bounds, LeftError, outer_recipe
 from cafs.archives.work import Work
 from cafs.archives.zip_pass import ZipPass
-from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.ingest import Ingest
 from cafs.blobs.reader import Reader
 from cafs.blobs.recipe import Part
 from cafs.clock import Clock
 from cafs.errors import EngineError, RebuildError
-from cafs.index.counters import Counters
 from cafs.index.layout import BLOB_AGED, BLOB_LEFT, BLOB_NESTED, PARTS_PER_ROW, BlobRecord
-from cafs.types import BlobNo, ChunkNo
+from cafs.types import BlobNo
 from cafs.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -84,7 +83,6 @@ class Surroundings(NamedTuple):
     """What taking apart needs of its store."""
 
     blobs: Blobs
-    counters: Counters
     reader: Reader
     ingest: Ingest
     engines: Engines
@@ -197,6 +195,7 @@ class TakeApart:
         try:
             await self._store(blob, record, kind, work)
             await self._prove_one_choice(blob, record, work)
+            await self._weigh(blob, work)
         except LeftError as error:
             return str(error), True
         except EngineError as error:
@@ -227,7 +226,6 @@ class TakeApart:
         for start in range(0, record.size, PIECE):
             await self._pause()
             end = min(start + PIECE, record.size)
-            work.plain_bytes += self._only_here(blob, start, end)
             data = bytes(await read(start, end))
             if len(data) != end - start:
                 raise LeftError("its recipe is too short")
@@ -246,15 +244,18 @@ class TakeApart:
             await self._pause()
         await self._draft(work, work.inner_no, work.inner, final=False)
 
-    def _only_here(self, blob: BlobNo, start: int, end: int) -> int:
-        """Stored bytes of the chunks that begin in [start, end) and that nothing else refers to."""
+    async def _weigh(self, blob: BlobNo, work: Work) -> None:
+        """What the exchange will free, and what it takes: both as the sweep will see it.
+
+        Not what was written meanwhile: that would leave out what lay there for the sweep, and
+        the archive would seem to save more.
+        """
         blobs = self._around.blobs
-        total = 0
-        for begin, part in blobs.parts(blob, start, end):
-            if part.kind == recipe.CHUNK and begin >= start:
-                chunk = blobs.chunks.get(ChunkNo(part.ref))
-                total += chunk.extent.stored_length if chunk.refs == 1 else 0
-        return total
+        assert work.outer_no is not None
+        work.plain_bytes = await own_bytes(blobs, blob, self._pause)
+        work.added_bytes = 0
+        for drafted in (work.inner_no, work.outer_no):
+            work.added_bytes += await own_bytes(blobs, drafted, self._pause)
 
     async def _draft(
         self, work: Work, drafted: BlobNo, writer: InnerWriter, *, final: bool
@@ -265,13 +266,8 @@ class TakeApart:
             work.pinned = [*pinned, *parts]
             numbered = await self._passes.numbered(parts)
             work.pinned = pinned
-            self._extend(work, drafted, numbered)
+            self._around.blobs.aged.extend(drafted, numbered)
             await self._pause()
-
-    def _extend(self, work: Work, drafted: BlobNo, parts: Sequence[Part]) -> None:
-        before = self._around.counters.stored_bytes
-        self._around.blobs.aged.extend(drafted, parts)
-        work.added_bytes += self._around.counters.stored_bytes - before
 
     async def _pause(self) -> None:
         await self._around.admit()
@@ -320,7 +316,7 @@ class TakeApart:
         work.outer_no = around.blobs.aged.begin()
         for start in range(0, len(parts), ROWS_AT_ONCE):
             # No checkpoint between the two: a part is either counted or still to be let go of.
-            self._extend(work, work.outer_no, parts[start : start + ROWS_AT_ONCE])
+            around.blobs.aged.extend(work.outer_no, parts[start : start + ROWS_AT_ONCE])
             work.pinned = parts[start + ROWS_AT_ONCE :]
             if work.pinned:
                 await self._pause()

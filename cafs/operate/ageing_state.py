@@ -35,7 +35,9 @@ class State:
     taken_apart_bytes: int = 0
     """Sizes of the archives."""
     gained_bytes: int = 0
-    """Stored bytes that this saved."""
+    """Stored bytes that this saved, without the share of archives that were made plain again."""
+    aged_bytes: int = 0
+    """Sizes of those archives that were not."""
     worked_s: float = 0.0
     engines_cpu_s: float = 0.0
     """Processor time of programs that were run."""
@@ -64,6 +66,9 @@ class State:
                 value, int | float
             ):
                 setattr(state, field.name, type(before)(value))
+        if "aged_bytes" not in raw:
+            # A file from before they were counted.
+            state.aged_bytes = state.taken_apart_bytes
         if not state.rebuild_bytes_per_s > 0:
             state.rebuild_bytes_per_s = FIRST_RATE
         return state
@@ -85,6 +90,7 @@ class State:
         """One more archive was taken apart."""
         self.taken_apart_count += 1
         self.taken_apart_bytes += size
+        self.aged_bytes += size
         self.gained_bytes += gained
         if kind == GZIP:
             self.gzip_bytes += size
@@ -92,6 +98,17 @@ class State:
         else:
             self.zip_bytes += size
             self.zip_gained_bytes += gained
+
+    def count_thawed(self, size: int) -> None:
+        """Archives of *size* bytes together were made plain again.
+
+        What each of them had saved is not known: what it shared with others has changed since.
+        So it is their share of the whole, and when the last one goes nothing is left.
+        """
+        if size > 0:
+            share = min(1.0, size / self.aged_bytes) if self.aged_bytes > 0 else 1.0
+            self.gained_bytes -= round(self.gained_bytes * share)
+            self.aged_bytes = max(0, self.aged_bytes - size)
 
     def save(self, store: Path) -> bool:
         """As write(); False, with a line in the log, where that cannot be."""

@@ -525,6 +525,45 @@ def test_expected_gain_is_what_was_measured() -> None:
     assert (state.taken_apart_count, state.gained_bytes) == (2, -100 * PRIOR_BYTES)
 
 
+def test_a_file_from_before_archives_made_plain_were_counted(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("taken_apart_bytes = 1000\ngained_bytes = 600\n")
+    state = State.load(tmp_path)
+    state.count_thawed(500)
+    assert (state.gained_bytes, state.aged_bytes) == (300, 500)
+    state.count_thawed(700)
+    assert (state.gained_bytes, state.aged_bytes) == (0, 0)
+
+
+def test_what_is_made_plain_again_is_not_saved(tmp_path: Path) -> None:
+    """Taken apart any number of times, an archive saves what it saves once."""
+    data, like = droplet(), droplet(1_700_000_777)
+
+    async def work(store: Store) -> None:
+        await put(store, b"one", data)
+        await put(store, b"two", like)
+        age = alone(store)
+        await age.now(Job(below="/"))
+        once = age.status()["gained_bytes"]
+        assert once > 0
+        for _ in range(2):
+            await Sweeper(store).once()
+            await age.now(Job(below="/", thaw=True))
+            assert age.status()["gained_bytes"] == 0
+            await Sweeper(store).once()
+            await age.now(Job(below="/"))
+            assert age.status()["gained_bytes"] == pytest.approx(once, abs=1000)
+        # By itself, too, because somebody reads it or writes to it.
+        ino = store.tree.lookup(ROOT, b"two")
+        assert ino is not None
+        await store.archives.thaw(blob_of(store, ino))
+        half = age.status()["gained_bytes"]
+        assert 0 < half < 0.6 * once
+        await age.pause(paused=True)
+        assert State.load(store.path).gained_bytes == half
+
+    in_store(tmp_path, work)
+
+
 def test_it_is_written_down(tmp_path: Path) -> None:
     state = State(paused=True, worked_s=1.5)
     state.count(ZIP, 100, -7)
