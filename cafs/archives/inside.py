@@ -16,7 +16,7 @@ from cafs.archives.inner import InnerWriter
 from cafs.archives.nested_file import NestedFile, Room
 from cafs.archives.nested_gzip import NestedGzip
 from cafs.archives.nested_zip import NestedZip
-from cafs.archives.trial import Guess, Sample, Trials
+from cafs.archives.trial import Guess, Sample, Seen, Trials
 
 PROGRAMS_MAX: Final = 4096
 """Gzip files inside one tar that take a process of their own to be made again: some milliseconds
@@ -27,26 +27,28 @@ _SMALL: Final = 64 << 10
 """Bytes in a gzip file of which zlib may make what GNU gzip made, without a process."""
 
 
-class NestedTrials:
+class NestedSeen:
     """What was right for archives inside others, of each kind by itself."""
 
     def __init__(self) -> None:
-        self.zip = Trials()
-        self.gzip = Trials()
-        self.small_gzip = Trials()
+        self.zip = Seen()
+        self.gzip = Seen()
+        self.small_gzip = Seen()
 
 
 class Inside:
     """For all that is inside one archive."""
 
-    def __init__(self, engines: Sequence[Engine], trials: NestedTrials, depth_max: int) -> None:
+    def __init__(self, engines: Sequence[Engine], seen: NestedSeen, depth_max: int) -> None:
         """*depth_max*: what lies so deep is still taken apart; 1 for members of the archive."""
         self._depth_max = depth_max
         self.tried = 0
         """How deep something came out that an engine makes."""
         self._zlib = [each for each in engines if each.kind == zlib_engine.KIND]
         self._programs = [each for each in engines if each.kind == gnu_gzip.KIND]
-        self._trials = trials
+        self._zip = Trials(seen.zip)
+        self._gzip = Trials(seen.gzip)
+        self._small_gzip = Trials(seen.small_gzip)
         self._run = 0
         """Streams that a program makes."""
         self._misses = 0
@@ -76,24 +78,15 @@ class Inside:
         return None
 
     def _of_zip(self, sample: Sample) -> list[Guess]:
-        return _guesses(self._trials.zip, sample, self._zlib, None)
+        return self._zip.guesses(sample, self._zlib)
 
     def _of_gzip(self, sample: Sample, header: Header) -> list[Guess]:
         found: list[Guess] = []
         if sample.whole and len(sample.raw) <= _SMALL:
-            found = _guesses(self._trials.small_gzip, sample, self._zlib, header)
+            found = self._small_gzip.guesses(sample, self._zlib, header)
         if not found:
             programs = self._programs if self._run < PROGRAMS_MAX else []
-            found = _guesses(self._trials.gzip, sample, [*programs, *self._zlib], header)
+            found = self._gzip.guesses(sample, [*programs, *self._zlib], header)
         self._misses = 0 if found else self._misses + 1
         self._run += bool(found) and found[0].engine.kind == gnu_gzip.KIND
         return found
-
-
-def _guesses(
-    trials: Trials, sample: Sample, engines: Sequence[Engine], header: Header | None
-) -> list[Guess]:
-    found = trials.guesses(sample, engines, header)
-    if found and sample.whole:
-        trials.remember(found[0])
-    return found

@@ -15,10 +15,10 @@ from cafs.archives.engines import Engines
 from cafs.archives.gzip_format import Header
 from cafs.archives.gzip_pass import GzipPass
 from cafs.archives.inner import InnerWriter
-from cafs.archives.inside import Inside, NestedTrials
+from cafs.archives.inside import Inside, NestedSeen
 from cafs.archives.nested_file import STAND_INS
 from cafs.archives.segments import Bounds, LeftError
-from cafs.archives.trial import Guess, Sample, Trials
+from cafs.archives.trial import Guess, Sample, Seen, Trials
 from cafs.archives.zip_pass import MEMBERS_MAX, ZipPass
 from cafs.blobs import recipe
 from cafs.blobs.recipe import Part
@@ -47,20 +47,20 @@ class Passes:
         self._engines = engines
         self._workers = workers
         self._bounds = bounds
-        self.trials = Trials()
-        self._nested_trials = NestedTrials()
+        self.seen = Seen()
+        self._nested_seen = NestedSeen()
 
     def of_gzip(self, inner: InnerWriter, outer: InnerWriter, depth: int) -> GzipPass:
         """For a gzip file; archives up to *depth* deep inside it are taken apart, too.
 
         Raises EngineError.
         """
-        engines = self._ready()
+        engines, trials = self._ready(), Trials(self.seen)
 
         def guesses(sample: Sample, header: Header) -> list[Guess]:
-            return self.trials.guesses(sample, engines, header)
+            return trials.guesses(sample, engines, header)
 
-        inside = Inside(engines, self._nested_trials, depth)
+        inside = Inside(engines, self._nested_seen, depth)
         return GzipPass(inner, outer, guesses, self._bounds, inside)
 
     async def of_zip(
@@ -82,8 +82,10 @@ class Passes:
         if len(members) > MEMBERS_MAX:
             raise LeftError("too many members")
 
+        trials = Trials(self.seen)
+
         def guesses(sample: Sample) -> list[Guess]:
-            return self.trials.guesses(sample, engines)
+            return trials.guesses(sample, engines)
 
         return ZipPass(inner, outer, guesses, self._bounds, members, size)
 

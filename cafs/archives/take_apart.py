@@ -312,7 +312,7 @@ class TakeApart:
         parts = await self._outer_recipe(work, choice, lambda engine: numbers[chosen.index(engine)])
         for segment in work.segments:
             if not isinstance(segment, Part):
-                self._passes.trials.remember(segment.guesses[min(choice, len(segment.guesses) - 1)])
+                self._passes.seen.remember(segment.guesses[min(choice, len(segment.guesses) - 1)])
         work.outer_no = around.blobs.aged.begin()
         for start in range(0, len(parts), ROWS_AT_ONCE):
             # No checkpoint between the two: a part is either counted or still to be let go of.

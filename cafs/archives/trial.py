@@ -64,23 +64,42 @@ class Guess(NamedTuple):
     """Bytes of the stream that it reproduced from the sample; 0 if nothing could be seen."""
 
 
-class Trials:
-    """Guesses, and remembers what was right: the members of a zip are mostly made alike.
-
-    Any thread.
-    """
+class Seen:
+    """Ways that were right, the newest first: archives are mostly made alike.  Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._right: list[tuple[str, int]] = []
+        self._ways: tuple[tuple[str, int], ...] = ()
+
+    def remember(self, guess: Guess) -> None:
+        """This guess was proven right."""
+        way = (guess.engine.kind, guess.params)
+        with self._lock:
+            self._ways = (way, *(other for other in self._ways if other != way))[:_MEMORY]
+
+    @property
+    def ways(self) -> tuple[tuple[str, int], ...]:
+        """Kinds of engines and packed parameters."""
+        return self._ways
+
+
+class Trials:
+    """Guesses for the streams of one archive, in one thread at a time.
+
+    What was right for other archives says what is tried first, and never what is tried at all:
+    what becomes of an archive must not depend on what came before it.
+    """
+
+    def __init__(self, seen: Seen | None = None) -> None:
+        self._seen = seen or Seen()
+        self._own = Seen()
         self._misses = 0
 
     def remember(self, guess: Guess) -> None:
         """This guess was proven right: it is tried first from now on."""
-        way = (guess.engine.kind, guess.params)
-        with self._lock:
-            self._misses = 0
-            self._right = [way, *(other for other in self._right if other != way)][:_MEMORY]
+        self._misses = 0
+        self._own.remember(guess)
+        self._seen.remember(guess)
 
     def guesses(
         self, sample: Sample, engines: Iterable[Engine], header: Header | None = None
@@ -91,15 +110,15 @@ class Trials:
         up to a second in which every engine is run.  Raises :class:`EngineError` when one of
         them fails and none makes the whole stream: it may have been the one.
         """
-        with self._lock:
-            right = self._right
-        ways = _ways(list(engines), header, right)
+        engines = list(engines)
         if sample.whole:
-            # A zip of an unknown maker has thousands of streams: not all ways for each of them.
-            found = _whole(sample, ways[: _WAYS_LATER if self._misses >= _MISSES_MAX else None])
-            with self._lock:
-                self._misses = 0 if found else self._misses + 1
+            found = _whole(sample, self._ways(engines, header))
+            if found:
+                self.remember(found[0])
+            else:
+                self._misses += 1
             return found
+        ways = _ways(engines, header, self._seen.ways)
         first = sample._replace(raw=sample.raw[:_FIRST_MAX])
         agreed = _agreeing(first, [Guess(engine, params, 0) for engine, params in ways])
         dense = len(sample.raw) > _CLEAR * len(sample.stream)
@@ -108,8 +127,20 @@ class Trials:
             again = agreed or [Guess(engine, params, 0) for engine, params in ways]
             agreed = _agreeing(sample, again)
         if not agreed and len(sample.raw) > _DENSE * len(sample.stream):
-            return [Guess(engine, params, 0) for engine, params in ways[:_GUESSES_MAX]]
+            likeliest = _ways(engines, header, self._own.ways)[:_GUESSES_MAX]
+            return [Guess(engine, params, 0) for engine, params in likeliest]
         return agreed[:_GUESSES_MAX]
+
+    def _ways(self, engines: Sequence[Engine], header: Header | None) -> list[tuple[Engine, int]]:
+        """In which ways a whole stream is tried."""
+        if self._misses < _MISSES_MAX:
+            return _ways(engines, header, self._seen.ways)
+        # An archive of an unknown maker has thousands of streams: not all ways for each of them,
+        # but of each engine the likeliest.
+        ways = _ways(engines, header, self._own.ways)
+        likeliest = {engine.kind: (engine, params) for engine, params in reversed(ways)}
+        fewer = ways[:_WAYS_LATER]
+        return [*fewer, *(way for way in likeliest.values() if way not in fewer)]
 
 
 def _ways(

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from cafs.archives.engine_run import DEPTH_MAX, EngineRun, NestedRuns
 from cafs.archives.inner import InnerWriter
-from cafs.archives.inside import Inside, NestedTrials
+from cafs.archives.inside import Inside, NestedSeen
 from cafs.archives.nested import engines_of
 from cafs.archives.nested_file import Room
 from cafs.archives.nested_zip import LEAST
@@ -509,7 +509,7 @@ def test_a_pass_gives_the_zip_back_however_it_is_cut(tmp_path: Path) -> None:
         async with opened(tmp_path / "store") as store:
             await store.archives.ready()
             passes = store.archives._apart._passes
-            inside = Inside(passes._ready(), NestedTrials(), DEPTH_MAX)
+            inside = Inside(passes._ready(), NestedSeen(), DEPTH_MAX)
 
             @settings(max_examples=60, deadline=None)
             @given(st.sampled_from(zips), st.integers(0, 10_000))

@@ -19,7 +19,7 @@ from cafs.archives.engine import Engine, Params
 from cafs.archives.gnu_gzip import GnuGzip
 from cafs.archives.gzip_format import Begin, GzipReader, Header
 from cafs.archives.program import Program
-from cafs.archives.trial import RAW_MAX, Guess, Sample, Trials
+from cafs.archives.trial import RAW_MAX, Guess, Sample, Seen, Trials
 from cafs.archives.zlib_engine import ZlibEngine
 from cafs.errors import EngineError
 from tests.unit.engine_samples import MACHINE_GZIP, liar, run, text
@@ -160,6 +160,38 @@ def test_a_zip_of_an_unknown_maker_is_soon_given_up(
     made = zlib.compressobj(6, zlib.DEFLATED, -15)
     stream = made.compress(raw) + made.flush()
     assert ways(trials.guesses(Sample(stream, raw, True), engines)) == [("zlib", 6, 8)]
+
+
+def test_what_other_archives_were_made_with_decides_nothing(engines: list[Engine]) -> None:
+    """It is a matter of what is tried first, and never of what is tried."""
+    seen = Seen()
+    for level in (9, 6, 1, 5):
+        seen.remember(Guess(engines[1], Params(level, 8).pack(), 1))
+    before = Trials(seen)
+    for number in range(40):
+        assert before.guesses(Sample(b"\3\0" * 500, text(2000, number), True), engines) == []
+    for level in (6, 9):
+        raw = text(300_000)
+        sample, header = sample_of(gnu_file(raw, level), raw)
+        assert ways(Trials(seen).guesses(sample, engines, header))[0] == ("gnu-gzip", level, 0)
+    # Where nothing can be seen, the likeliest by itself is among those that are tried.
+    raw = bytes(30 << 20)
+    sample, header = sample_of(gnu_file(raw, 6), raw)
+    blind = sample._replace(whole=False, stream=b"\3\0" * 5000)
+    assert ("gnu-gzip", 6, 0) in ways(Trials(seen).guesses(blind, engines, header))
+
+
+def test_gnu_gzip_is_tried_however_many_members_were_made_by_others(engines: list[Engine]) -> None:
+    seen, trials = Seen(), Trials()
+    for level in (6, 9):
+        seen.remember(Guess(engines[1], Params(level, 8).pack(), 1))
+    raw = text(5000)
+    sample, header = sample_of(gnu_file(raw, 6), raw)
+    trials = Trials(seen)
+    for number in range(40):
+        other = Sample(b"\3\0" * 500, text(2000, number), True)
+        assert trials.guesses(other, engines, header) == []
+    assert ways(trials.guesses(sample, engines, header)) == [("gnu-gzip", 6, 0)]
 
 
 def test_streams_with_blocks_that_are_too_long_to_see(engines: list[Engine]) -> None:
