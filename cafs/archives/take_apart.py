@@ -128,6 +128,9 @@ class TakeApart:
                 reason, lasting = "it was looked at before", True
             elif not kind:
                 reason, lasting = "it is no archive", True
+            elif around.blobs.hole_bytes(blob):
+                # The exchange would refuse it: files remember how much of them is holes.
+                reason, lasting = "it has holes", True
             else:
                 await around.prepare()
                 depth = DEPTH_MAX

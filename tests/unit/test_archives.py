@@ -23,6 +23,7 @@ from cafs.operate.sweep import Sweeper
 from cafs.store import Store
 from cafs.types import ROOT
 from tests.conftest import ROOT as REPOSITORY
+from tests.unit.aged_store import hashed
 from tests.unit.archived import (
     age,
     blob_of,
@@ -383,6 +384,26 @@ def test_writing_to_an_aged_file_works(tmp_path: Path, where: str) -> None:
             await store.sync_all()
             assert await content(store, ino) == model
             assert await content(store, twin) == data
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
+def test_an_archive_with_a_hole_is_left_before_any_work(tmp_path: Path) -> None:
+    """Files remember how much of them is holes, which what engines make never is."""
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"archive", gzipped(TWO_MIB))
+            size = store.contents.attr(ino).size
+            await store.contents.truncate(ino, size + 16384, privileged=True)
+            blob = await hashed(store, ino)
+            assert store.blobs.hole_bytes(blob)
+            stored = store.counters.chunks
+            outcome = await store.archives.take_apart(blob)
+            assert (outcome.reason, outcome.lasting) == ("it has holes", True)
+            assert store.blobs.get(blob).flags & BLOB_LEFT
+            assert store.counters.chunks == stored
 
     trio.run(main)
     assert not findings(tmp_path / "store")
