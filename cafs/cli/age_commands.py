@@ -43,8 +43,8 @@ SHOWN: Final = 20
     "--path",
     type=click.Path(path_type=Path, readable=False),
     metavar="PATH",
-    help="Only this file, or what is below this directory: whenever it was used, and also what "
-    "was left before.",
+    help="Only this file, or what is below this directory: whenever it was used, however small "
+    "it is, and also what was left before.",
 )
 @click.option("--thaw", is_flag=True, help="With --path: make plain again, and leave it so.")
 @click.option("--pause", is_flag=True, help="Stop, and take nothing apart until --resume.")
@@ -173,8 +173,14 @@ def _say(store: Path, answer: dict[str, Any], *, thaw: bool) -> None:
             say(f"  {human_count(answer[name])} {text}")
     for reason, count in answer["left"].items():
         say(f"  {human_count(count)} archives stay as they are: {reason}")
+    _say_passed(answer["passed"])
     if answer["stopped"]:
         say(f"  stopped before the end: {answer['stopped']}")
+
+
+def _say_passed(passed: dict[str, int]) -> None:
+    for reason, count in passed.items():
+        say(f"  {plural(count, 'file')} passed over: {reason}")
 
 
 def _dry_run(frame: Frame, store: Path, inside: str | None, *, used_too: bool, mode: str) -> None:
@@ -212,6 +218,7 @@ def _dry_run(frame: Frame, store: Path, inside: str | None, *, used_too: bool, m
         "would be tried; "
         f"about {human_size(expected)} may be saved"
     )
+    _say_passed(found.passed)
     if rows:
         now = time.time_ns()
         say()
@@ -255,6 +262,7 @@ def _fields(store: Path, found: Found, rows: list[tuple[Candidate, list[bytes]]]
         "more": found.more,
         "in_use_count": found.in_use,
         "kept_newest_count": found.kept_newest,
+        "passed": found.passed,
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import trio
 
 from cafs.archives.take_apart import Outcome
-from cafs.errors import CafsError, DiskError, DiskFullError, ReadOnlyError
+from cafs.errors import CafsError, DiskError, DiskFullError, ReadOnlyError, first_foreseen
 from cafs.log import RateLimit
 from cafs.operate import candidates, engine_proofs
 from cafs.operate.ageing_job import Job, Report, count_reason
@@ -148,7 +148,7 @@ class Ageing:
                             job.report.exit_code = error.meaning.exit_code
                         nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:
-                raise _only(group) from group
+                raise first_foreseen(group) from group
             finally:
                 self._scope = self._job = None
                 self._archives.pace = None
@@ -168,6 +168,8 @@ class Ageing:
                 await self._have_engines(job)
             job.report.in_use_count = found.in_use
             job.report.kept_newest_count = found.kept_newest
+            # What a later look passes over may be what this pass has done.
+            job.report.passed = job.report.passed or Counter(found.passed)
             progress = await self._mark(found) > 0
             progress |= await self._all(job, found)
             if not (found.more and progress):
@@ -392,11 +394,3 @@ class Ageing:
             "cache_hits_count": archives.cache.hits,
             "engines": engine_proofs.shown(archives),
         }
-
-
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of the work: what runs beside it raises none."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -33,6 +33,8 @@ class Report:
     """Archives that stay plain as the newest of their directory."""
     left: Counter[str] = field(default_factory=Counter)
     """Archives that stay as they are, by the reason."""
+    passed: Counter[str] = field(default_factory=Counter)
+    """Other files below the path that was named, by the reason why nothing is done about them."""
     stopped: str = ""
     """Why the pass did not come to its end."""
     exit_code: int = 0
@@ -40,7 +42,8 @@ class Report:
 
     def fields(self) -> dict[str, Any]:
         """As fields of an answer."""
-        return vars(self) | {"left": dict(self.left.most_common())}
+        counted = {name: dict(getattr(self, name).most_common()) for name in ("left", "passed")}
+        return vars(self) | counted
 
 
 @dataclass

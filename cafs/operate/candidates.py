@@ -23,6 +23,7 @@ from cafs.archives.nested import engines_of
 from cafs.blobs import recipe
 from cafs.errors import CafsError, DaemonError, DamagedError, NotFoundError
 from cafs.index import layout
+from cafs.operate.passed_over import DAMAGED, NO_ARCHIVE, PassedOver
 from cafs.operate.paths import resolve
 from cafs.types import BlobNo, ChunkNo, Ino
 from cafs.view import View
@@ -58,7 +59,7 @@ class Rules(NamedTuple):
     used_before_ns: int
     """Last used before this moment, in ns since 1970."""
     min_size: int
-    """Bytes."""
+    """Bytes; smaller ones are taken only where a path leads to them."""
     keep_newest: bool = True
     """Whether the newest of several droplets of one directory stays plain."""
     gains: Mapping[str, float] = GAIN_FIRST
@@ -102,6 +103,9 @@ class Found(NamedTuple):
     """There was more than is told: look again when this is done."""
     samples: dict[int, list[BlobNo]]
     """Small aged blobs by the engine that they are made with."""
+    passed: dict[str, int]
+    """Blobs that the path leads to and that nothing is done about, by the reason; who names a
+    path hears of all that is there."""
 
 
 def kind_of(head: bytes) -> str | None:
@@ -142,6 +146,7 @@ class Search:
         self._rules = rules
         self._in_use = 0
         self._newest: dict[Ino, Ino | None] = {}
+        self._passed = PassedOver(view, asked=rules.below is not None)
 
     def run(self) -> Found:
         """All of it.  Raises NotFoundError for a path that leads nowhere, and IndexDamagedError
@@ -164,10 +169,12 @@ class Search:
                 kind = kind_of(head_of(self._view, blob))
             except (DamagedError, OSError):
                 # Whoever reads it says what is wrong; a try would come to nothing.
+                self._passed.add(blob, DAMAGED)
                 continue
             use = uses[blob]
             if kind is None:
                 strangers.append(blob)
+                self._passed.add(blob, NO_ARCHIVE)
             elif kind == GZIP and self._is_newest(use, parents, partitions):
                 kept += 1
             else:
@@ -179,7 +186,8 @@ class Search:
                 break
         candidates.sort(key=lambda each: (-each.expected, each.blob))
         samples = self._samples()
-        return Found(candidates, strangers, self._in_use, kept, looked < len(order), samples)
+        passed, more = self._passed.counts(), looked < len(order)
+        return Found(candidates, strangers, self._in_use, kept, more, samples, passed)
 
     def _found_aged(self, sizes: Mapping[BlobNo, int], uses: Mapping[BlobNo, _Use]) -> Found:
         found = [
@@ -187,7 +195,7 @@ class Search:
             for blob, use in sorted(uses.items())
         ]
         limit = self._rules.limit
-        return Found(found[:limit], [], 0, 0, len(found) > limit, {})
+        return Found(found[:limit], [], 0, 0, len(found) > limit, {}, self._passed.counts())
 
     def _blobs(self) -> Iterator[tuple[BlobNo, int]]:
         rules = self._rules
@@ -204,7 +212,7 @@ class Search:
                 size = layout.blob_size(value)
             except DamagedError:
                 continue
-            if size >= rules.min_size:
+            if size >= (rules.min_size if rules.below is None else 1):
                 yield BlobNo(layout.from_u48(key)), size
 
     def _samples(self) -> dict[int, list[BlobNo]]:
@@ -262,7 +270,10 @@ class Search:
         for ino, value in inodes:
             try:
                 mode, nlink, _, number = layout.inode_content(value)
-                if not stat.S_ISREG(mode) or not nlink or number not in sizes:
+                if not stat.S_ISREG(mode) or not nlink:
+                    continue
+                if number not in sizes:
+                    self._passed.add(number)
                     continue
                 attr = layout.unpack_inode(value)
             except DamagedError:

@@ -26,6 +26,7 @@ from cafs.operate.candidates import GAIN_FIRST, GZIP, ZIP
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
 from cafs.types import ROOT, BlobNo, Ino
+from tests.conftest import RunCafs
 from tests.unit.archived import blob_of, content, droplet, gzipped, opened, put, sources, tar
 from tests.unit.engine_samples import binary
 from tests.unit.small_store import findings, noise, write
@@ -149,6 +150,47 @@ def test_a_path_is_all_that_is_below_it(tmp_path: Path) -> None:
             await age.now(Job(below="/nowhere"))
 
     in_store(tmp_path, work, ArchiveOptions(age_min_size=1024))
+
+
+def test_who_names_a_path_hears_of_every_file(tmp_path: Path) -> None:
+    """Nothing is passed over in silence, and how small an archive is does not matter."""
+
+    async def work(store: Store) -> None:
+        ino = await put(store, b"small", SMALL)
+        await put(store, b"words", b"words " * 1000)
+        await put(store, b"none", b"")
+        age = alone(store)
+        assert (await age.now(Job(used_too=True))).passed == {}
+        report = await age.now(Job(below="/"))
+        assert (report.taken_apart_count, report.left) == (1, {})
+        assert report.passed == {"it is no archive": 1, "it is empty": 1}
+        assert is_aged(store, ino)
+        report = await age.now(Job(below="/small"))
+        assert report.passed == {"it is taken apart already": 1}
+        report = await age.now(Job(below="/", thaw=True))
+        assert report.thawed_count == 1
+        assert report.passed == {"it is stored plain": 1, "it is empty": 1}
+        assert report.fields()["passed"] == report.passed
+
+    in_store(tmp_path, work, ArchiveOptions(age_min_size=1 << 30))
+
+
+def test_the_command_says_why_it_does_nothing(tmp_path: Path, run_cafs: RunCafs) -> None:
+    async def fill(store: Store) -> None:
+        await put(store, b"small", SMALL)
+        await put(store, b"words", b"words " * 1000)
+
+    in_store(tmp_path, fill)
+    order = ["age", tmp_path / "store", "--path", "/"]
+    assert len(SMALL) < ArchiveOptions().age_min_size
+    said = run_cafs(*order, "--dry-run").stdout
+    assert "1 archive " in said and "1 file passed over: it is no archive" in said
+    assert "1 archive " in run_cafs(*order).stdout
+    for again in (run_cafs(*order), run_cafs(*order, "--dry-run")):
+        assert "0 archives" in again.stdout
+        assert "1 file passed over: it is taken apart already" in again.stdout
+    said = run_cafs("age", tmp_path / "store", "--thaw", "--path", "/words").stdout
+    assert "1 file passed over: it is stored plain" in said
 
 
 def test_what_was_made_plain_by_an_order_stays_plain(tmp_path: Path) -> None:
