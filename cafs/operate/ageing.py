@@ -23,7 +23,8 @@ from cafs.log import RateLimit
 from cafs.operate import candidates, engine_proofs
 from cafs.operate.ageing_job import Job, Report, count_reason
 from cafs.operate.ageing_state import State
-from cafs.operate.candidates import GZIP, ZIP, Candidate, Found, Rules
+from cafs.operate.candidates import Candidate, Found, Rules
+from cafs.operate.first_bytes import GZIP, ZIP
 from cafs.operate.governor import Governor
 from cafs.store import Store
 from cafs.types import TIME_MAX_NS, BlobNo
@@ -160,18 +161,22 @@ class Ageing:
         return job.report
 
     async def _work(self, job: Job) -> None:
+        behind = None
         while True:
             self._doing = "looking"
             self._may_go_on(0)
-            found = await candidates.search(self._store.path, self._rules(job))
+            rules = self._rules(job)._replace(behind=behind)
+            found = await candidates.search(self._store.path, rules)
             if found.candidates and not job.thaw:
                 await self._have_engines(job)
             job.report.in_use_count = found.in_use
             job.report.kept_newest_count = found.kept_newest
-            # What a later look passes over may be what this pass has done.
-            job.report.passed = job.report.passed or Counter(found.passed)
+            job.report.passed.update(found.passed)
             progress = await self._mark(found) > 0
             progress |= await self._all(job, found)
+            # What a path leads to is a candidate again, whatever became of it.
+            if job.below is not None:
+                behind, progress = found.reached, True
             if not (found.more and progress):
                 return
             # What was changed has to be in the index before it is looked at again.

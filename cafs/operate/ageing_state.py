@@ -16,7 +16,8 @@ from cafs.archives.archives import FIRST_RATE
 from cafs.durable import Disk
 from cafs.errors import CafsError
 from cafs.lock import StoreLock
-from cafs.operate.candidates import GAIN_FIRST, GZIP, KINDS
+from cafs.operate.candidates import GAIN_FIRST
+from cafs.operate.first_bytes import GZIP, KINDS
 
 log = logging.getLogger(__name__)
 

@@ -20,21 +20,15 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from cafs.archives.nested import engines_of
-from cafs.blobs import recipe
 from cafs.errors import CafsError, DaemonError, DamagedError, NotFoundError
 from cafs.index import layout
+from cafs.operate.first_bytes import GZIP, ZIP, head_of, kind_of
 from cafs.operate.passed_over import DAMAGED, NO_ARCHIVE, PassedOver
 from cafs.operate.paths import resolve
-from cafs.types import BlobNo, ChunkNo, Ino
+from cafs.types import BlobNo, Ino
 from cafs.view import View
 
-GZIP: Final = "gzip"
-ZIP: Final = "zip"
 AGED: Final = "aged"
-KINDS: Final = (GZIP, ZIP)
-_MAGIC: Final = ((b"\x1f\x8b\x08", GZIP), (b"PK\x03\x04", ZIP))
-MAGIC_BYTES: Final = 4
-
 GAIN_FIRST: Final[Mapping[str, float]] = {GZIP: 0.6, ZIP: 0.4}
 """Share of their size that archives are expected to gain, before any was measured."""
 
@@ -68,6 +62,8 @@ class Rules(NamedTuple):
     below: str | None = None
     """Only what this path, from the store's root, leads to, and that whenever it was used and
     also if it was left before."""
+    behind: tuple[int, BlobNo] | None = None
+    """Where an earlier look came to, as Found.reached says: with a path, each is told of once."""
     aged: bool = False
     """Look for what is taken apart, instead of what may be."""
     samples: Sequence[int] = ()
@@ -101,33 +97,13 @@ class Found(NamedTuple):
     """Archives that stay plain as the newest of their directory."""
     more: bool
     """There was more than is told: look again when this is done."""
+    reached: tuple[int, BlobNo] | None
+    """Size and number of the last blob that was looked at; larger ones come first."""
     samples: dict[int, list[BlobNo]]
     """Small aged blobs by the engine that they are made with."""
     passed: dict[str, int]
     """Blobs that the path leads to and that nothing is done about, by the reason; who names a
     path hears of all that is there."""
-
-
-def kind_of(head: bytes) -> str | None:
-    """What the first bytes of a blob say that it is; None: nothing that can be taken apart."""
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
-
-
-def head_of(view: View, blob: BlobNo) -> bytes:
-    """The first few bytes of a blob.  Raises DamagedError."""
-    head = b""
-    for _, part in view.blobs.parts(blob, 0, MAGIC_BYTES):
-        if part.kind == recipe.CHUNK:
-            number = ChunkNo(part.ref)
-            head += view.read_chunk(number, view.chunks.get(number).extent)
-        elif part.kind == recipe.LITERAL:
-            head += part.data
-        else:
-            # Nothing that an archive begins with is stored otherwise.
-            break
-        if len(head) >= MAGIC_BYTES:
-            break
-    return head[:MAGIC_BYTES]
 
 
 class _Use(NamedTuple):
@@ -147,6 +123,8 @@ class Search:
         self._in_use = 0
         self._newest: dict[Ino, Ino | None] = {}
         self._passed = PassedOver(view, asked=rules.below is not None)
+        # An earlier look has told of these, or the pass has changed them since.
+        self._tell_others = rules.behind is None
 
     def run(self) -> Found:
         """All of it.  Raises NotFoundError for a path that leads nowhere, and IndexDamagedError
@@ -162,7 +140,7 @@ class Search:
         candidates: list[Candidate] = []
         strangers: list[BlobNo] = []
         kept = 0
-        order = sorted(uses, key=lambda blob: (-sizes[blob], blob))
+        order = self._left(sizes, uses)
         looked = 0
         for looked, blob in enumerate(order, 1):  # noqa: B007
             try:
@@ -186,16 +164,34 @@ class Search:
                 break
         candidates.sort(key=lambda each: (-each.expected, each.blob))
         samples = self._samples()
-        passed, more = self._passed.counts(), looked < len(order)
-        return Found(candidates, strangers, self._in_use, kept, more, samples, passed)
+        return Found(
+            candidates,
+            strangers,
+            self._in_use,
+            kept,
+            looked < len(order),
+            (sizes[order[looked - 1]], order[looked - 1]) if looked else None,
+            samples,
+            self._passed.counts(),
+        )
+
+    def _left(self, sizes: Mapping[BlobNo, int], uses: Mapping[BlobNo, _Use]) -> list[BlobNo]:
+        """What was not looked at before, the largest first."""
+        order = [(-sizes[blob], blob) for blob in uses]
+        if self._rules.behind is not None:
+            size, last = self._rules.behind
+            order = [place for place in order if place > (-size, last)]
+        return [blob for _, blob in sorted(order)]
 
     def _found_aged(self, sizes: Mapping[BlobNo, int], uses: Mapping[BlobNo, _Use]) -> Found:
         found = [
             Candidate(blob, use.ino, AGED, sizes[blob], use.used_ns, 0)
-            for blob, use in sorted(uses.items())
+            for blob, use in ((blob, uses[blob]) for blob in self._left(sizes, uses))
         ]
-        limit = self._rules.limit
-        return Found(found[:limit], [], 0, 0, len(found) > limit, {}, self._passed.counts())
+        more = len(found) > self._rules.limit
+        found = found[: self._rules.limit]
+        reached = (found[-1].size, found[-1].blob) if found else None
+        return Found(found, [], 0, 0, more, reached, {}, self._passed.counts())
 
     def _blobs(self) -> Iterator[tuple[BlobNo, int]]:
         rules = self._rules
@@ -273,7 +269,8 @@ class Search:
                 if not stat.S_ISREG(mode) or not nlink:
                     continue
                 if number not in sizes:
-                    self._passed.add(number)
+                    if self._tell_others:
+                        self._passed.add(number)
                     continue
                 attr = layout.unpack_inode(value)
             except DamagedError:
@@ -362,7 +359,13 @@ async def search(store: Path, rules: Rules) -> Found:
     candidates = [Candidate(*each) for each in answer.pop("candidates")]
     # JSON knows keys that are text only.
     samples = {int(number): blobs for number, blobs in answer.pop("samples").items()}
-    return Found(candidates=candidates, samples=samples, **answer)
+    reached = answer.pop("reached")
+    return Found(
+        candidates=candidates,
+        samples=samples,
+        reached=tuple(reached) if reached else None,
+        **answer,
+    )
 
 
 def main(store: str, rules: str, niceness: str) -> int:

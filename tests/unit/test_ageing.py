@@ -22,7 +22,8 @@ from cafs.operate import ageing, ageing_state, candidates
 from cafs.operate.ageing import Ageing
 from cafs.operate.ageing_job import REASONS_MAX, Job, Report, count_reason
 from cafs.operate.ageing_state import FILE, PRIOR_BYTES, State
-from cafs.operate.candidates import GAIN_FIRST, GZIP, ZIP
+from cafs.operate.candidates import GAIN_FIRST
+from cafs.operate.first_bytes import GZIP, ZIP
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
 from cafs.types import ROOT, BlobNo, Ino
@@ -173,6 +174,29 @@ def test_who_names_a_path_hears_of_every_file(tmp_path: Path) -> None:
         assert report.fields()["passed"] == report.passed
 
     in_store(tmp_path, work, ArchiveOptions(age_min_size=1 << 30))
+
+
+@pytest.mark.timeout(30)
+def test_an_order_by_path_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is more than is told at once, and most of it cannot be taken apart."""
+    rules = Ageing._rules
+    monkeypatch.setattr(Ageing, "_rules", lambda self, job: rules(self, job)._replace(limit=2))
+
+    async def work(store: Store) -> None:
+        for number in range(3):
+            await put(store, b"broken %d" % number, SMALL[: -99 - number])
+        good = await put(store, b"good", gzipped(b"words " * 100))
+        also = await put(store, b"also good", gzipped(b"other words " * 100))
+        await put(store, b"text", b"words")
+        age = alone(store)
+        report = await age.now(Job(below="/"))
+        assert (report.taken_apart_count, report.left.total()) == (2, 3)
+        assert report.passed == {"it is no archive": 1}
+        assert is_aged(store, good) and is_aged(store, also)
+        report = await age.now(Job(below="/", thaw=True))
+        assert (report.thawed_count, report.passed) == (2, {"it is stored plain": 4})
+
+    in_store(tmp_path, work)
 
 
 def test_the_command_says_why_it_does_nothing(tmp_path: Path, run_cafs: RunCafs) -> None:

@@ -22,7 +22,8 @@ from cafs.errors import DaemonError
 from cafs.index import layout
 from cafs.index.layout import BLOB_LEFT
 from cafs.operate import candidates
-from cafs.operate.candidates import GZIP, ZIP, Found, Rules, Search, kind_of
+from cafs.operate.candidates import Found, Rules, Search
+from cafs.operate.first_bytes import GZIP, ZIP, kind_of
 from cafs.store import Store, open_store
 from cafs.types import ROOT, BlobNo, Ino
 from cafs.view import View
