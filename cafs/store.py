@@ -309,9 +309,13 @@ class Store:
         problem: CafsError | None = None
         try:
             await self.archives.close()
-            await self.contents.settle_all()
-            await self.committer.once()
-            problem = self.committer.error or self.contents.first_error()
+            # A commit that had failed is tried again with what it held: the rest takes another.
+            while True:
+                await self.contents.settle_all()
+                await self.committer.once()
+                problem = self.committer.error or self.contents.first_error()
+                if problem is not None or not (self.overlay.dirty or self.overlay.frozen):
+                    break
             if problem is not None:
                 log.error("the final commit failed: %s", problem)
         finally:

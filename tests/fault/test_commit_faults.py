@@ -278,6 +278,39 @@ def test_the_index_may_fail_at_each_page_that_it_grows_by(
     assert 1 <= failed < 64
 
 
+@pytest.mark.parametrize("end", ["close", "sync"])
+def test_what_gathered_behind_a_commit_that_failed_is_stored_with_it(
+    template: Path, end: str
+) -> None:
+    """The commit that is tried again holds what was there when it failed, and nothing since."""
+    thread = StoreThread(template, QUIET)
+    pid = thread.store._writer.pid
+    unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+    work = Work(thread.store)
+    thread.run(lambda store: work.write(b"second", 0, SECOND))
+    assert len(work.faults) == 1
+    assert thread.store.overlay.frozen
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+
+    async def gather(store: Store) -> None:
+        ino = store.tree.create(ROOT, b"third", 0o100644, 0, 0)
+        store.contents.opened(ino, writable=True)
+        await store.contents.write(ino, 0, FIRST, privileged=True)
+        store.contents.closed(ino, writable=True)
+        if end == "sync":
+            await store.sync_file(ino)
+
+    thread.run(gather)
+    work.content[b"third"] = bytearray(FIRST)
+    work.acknowledge_all()
+    if end == "close":
+        thread.close()
+    else:
+        thread.crash()
+    check_what_is_left(template, work)
+
+
 def test_the_index_writer_may_be_killed_before_any_commit(template: Path) -> None:
     """Its death is no fault of the store's: the work is given to a new one."""
     thread = StoreThread(template, QUIET)
