@@ -15,9 +15,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cafs import errors
 from cafs.errors import CafsError, DaemonAbsentError, DaemonError, FsError
@@ -26,6 +27,10 @@ NAME: Final = "control.sock"
 
 TIMEOUT_S: Final = 30.0
 """How long a daemon may stay silent; progress lines count as a sign of life."""
+
+AWAIT_END: Final = "await_end"
+"""The command that is answered when the store was let go; until then one line says that it will
+be."""
 
 MAX_LINE_BYTES: Final = 64 << 20
 
@@ -46,30 +51,83 @@ def call(
     answer is late or makes no sense, else the error that the daemon reports.
     """
     request = json.dumps({"command": command, **args}).encode() + b"\n"
-    with _connect(store, timeout_s) as connection:
-        try:
-            connection.sendall(request)
-            lines = _Lines(connection, timeout_s)
-            while True:
-                answer = _decode(store, lines.next())
-                progress = answer.get("progress")
-                if "ok" not in answer and isinstance(progress, dict):
-                    if on_progress is not None:
-                        on_progress(progress)
-                    continue
-                break
-        except TimeoutError:
-            raise DaemonError(
-                f"the daemon of {store} did not answer {command!r} within {timeout_s:g} s"
-            ) from None
-        except OSError as error:
-            raise DaemonError(
-                f"the daemon of {store} hung up on {command!r}: {error.strerror or error}"
-            ) from None
+    with _connect(store, timeout_s) as connection, _faults(store, command, timeout_s):
+        connection.sendall(request)
+        lines = _Lines(connection)
+        while True:
+            answer = _decode(store, lines.next(timeout_s))
+            progress = answer.get("progress")
+            if "ok" not in answer and isinstance(progress, dict):
+                if on_progress is not None:
+                    on_progress(progress)
+                continue
+            break
     if answer.get("ok") is not True:
         raise error_from(answer)
     del answer["ok"]
     return answer
+
+
+class Ending:
+    """A daemon that was asked how it will end, before its mount is taken away.
+
+    Whoever only sees that it has ended cannot know whether its final commit was made.
+    """
+
+    def __init__(self, store: Path, timeout_s: float) -> None:
+        """Ask; when this returns the daemon knows whom to tell.  Raises as :func:`call`."""
+        self._store = store
+        self._connection = _connect(store, timeout_s)
+        self._lines = _Lines(self._connection)
+        try:
+            with _faults(store, AWAIT_END, timeout_s):
+                self._connection.sendall(json.dumps({"command": AWAIT_END}).encode() + b"\n")
+                answer = _decode(store, self._lines.next(timeout_s))
+            if "ok" in answer:
+                raise error_from(answer)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the daemon has let go of the store by then, with everything on disk.
+
+        Raises the error of its final commit, and :class:`DaemonError` if it died without a word.
+        """
+        try:
+            answer = _decode(self._store, self._lines.next(timeout_s))
+        except TimeoutError:
+            return False
+        except OSError:
+            raise DaemonError(
+                f"the daemon of {self._store} died before its final commit was over: "
+                "what was changed since the commit before may be lost",
+                advice="mount the store again: what programs had synced is in it",
+            ) from None
+        if answer.get("ok") is not True:
+            raise error_from(answer)
+        return True
+
+
+@contextmanager
+def _faults(store: Path, command: str, timeout_s: float) -> Iterator[None]:
+    """What can go wrong while one talks, as a :class:`DaemonError`."""
+    try:
+        yield
+    except TimeoutError:
+        raise DaemonError(
+            f"the daemon of {store} did not answer {command!r} within {timeout_s:g} s"
+        ) from None
+    except OSError as error:
+        raise DaemonError(
+            f"the daemon of {store} hung up on {command!r}: {error.strerror or error}"
+        ) from None
 
 
 def error_fields(error: CafsError) -> dict[str, Any]:
@@ -125,13 +183,12 @@ def _connect(store: Path, timeout_s: float) -> socket.socket:
 class _Lines:
     """Reads whole lines, each within the timeout however slowly its bytes arrive."""
 
-    def __init__(self, connection: socket.socket, timeout_s: float) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._timeout = timeout_s
         self._rest = bytearray()
 
-    def next(self) -> bytes:
-        deadline = time.monotonic() + self._timeout
+    def next(self, timeout_s: float) -> bytes:
+        deadline = time.monotonic() + timeout_s
         searched = 0
         while (end := self._rest.find(b"\n", searched)) < 0:
             searched = len(self._rest)

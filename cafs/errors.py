@@ -228,6 +228,13 @@ def from_os_error(error: OSError, doing: str) -> CafsError:
     return DiskError(text)
 
 
+def told_as(error: CafsError, message: str, advice: str | None = None) -> CafsError:
+    """The same error with more said about it."""
+    if isinstance(error, FsError):
+        return FsError(error.errno, message)
+    return type(error)(message, advice=error.advice if advice is None else advice)
+
+
 def first_foreseen(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What a user should hear of several errors: a foreseeable one if there is any."""
     foreseen, _ = group.split(CafsError)

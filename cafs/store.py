@@ -50,6 +50,7 @@ from cafs.index.overlay import Layer, Overlay
 from cafs.index.pending import Pending, default_path, withdraw
 from cafs.index.reads import Reads, path_beside
 from cafs.index.writer import IndexWriter
+from cafs.lastcommit import last_commit
 from cafs.latency import Latency
 from cafs.lock import StoreLock, holder, wait_until_free
 from cafs.nameless import Nameless
@@ -309,15 +310,7 @@ class Store:
         problem: CafsError | None = None
         try:
             await self.archives.close()
-            # A commit that had failed is tried again with what it held: the rest takes another.
-            while True:
-                await self.contents.settle_all()
-                await self.committer.once()
-                problem = self.committer.error or self.contents.first_error()
-                if problem is not None or not (self.overlay.dirty or self.overlay.frozen):
-                    break
-            if problem is not None:
-                log.error("the final commit failed: %s", problem)
+            problem = await last_commit(self.contents, self.committer, self.overlay)
         finally:
             self.let_go()
         if problem is not None:

@@ -30,7 +30,7 @@ from cafs.cli.frame import (
     store_argument,
     store_at,
 )
-from cafs.cli.output import note, say, say_json, tree
+from cafs.cli.output import say, say_json, tree
 from cafs.config import Settings
 from cafs.errors import (
     ConfigError,
@@ -41,13 +41,10 @@ from cafs.errors import (
     UsageError,
 )
 from cafs.mount import mountpoint as where
-from cafs.units import duration_text, parse_duration, size_text
+from cafs.units import parse_duration, size_text
 
 LOG_NAME: Final = "cafs.log"
 """Where a daemon logs, in the store's directory."""
-
-PATIENCE_S: Final = 3.0
-"""Nothing is said about a wait that is shorter."""
 
 
 def _program() -> str:
@@ -228,26 +225,42 @@ def umount(frame: Frame, mountpoint: Path | None, lazy: bool, force: bool, timeo
         timeout_s = parse_duration(timeout)
     except ValueError as error:
         raise UsageError(f"--timeout: {error}") from None
+    from cafs.cli.unmounting import await_end, take_away
     from cafs.mount.unmount import unmount
 
     mount = _mount_of(mountpoint)
     store = mount.store
     assert store is not None
     stale = where.is_stale(mount)
-    unmount(mount.path, lazy=lazy or stale, force=force)
-    # A lazy unmount lasts as long as its users; there is nothing that could be waited for.
-    ended = lazy or _await_end(store, timeout_s)
+    committed = False
+    if lazy or stale:
+        unmount(mount.path, lazy=True, force=force)
+        # A lazy unmount lasts as long as its users; there is nothing that could be waited for.
+        if not lazy:
+            await_end(store, timeout_s)
+    else:
+        committed = take_away(mount, store, force=force, timeout_s=timeout_s)
     if stale:
         _clear_leftovers(store, frame)
     if frame.json:
         answer = {"store": str(store), "mountpoint": str(mount.path), "stale": stale}
-        say_json(answer | {"ended": ended and not lazy})
+        say_json(answer | {"ended": not lazy, "committed": committed})
     elif stale:
         say(f"took away {mount.path}, which a dead daemon of {store} had left behind")
     elif lazy:
         say(f"{mount.path} is out of the tree; the daemon of {store} ends with its last user")
-    else:
+    elif not force:
         say(f"unmounted {store} from {mount.path}; everything is on disk")
+    elif committed:
+        say(
+            f"unmounted {store} from {mount.path} by force; all that had reached the daemon is on "
+            "disk, what was under way is not"
+        )
+    else:
+        say(
+            f"unmounted {store} from {mount.path} by force; the daemon has ended and did not say "
+            "whether it could commit: what programs had synced is on disk"
+        )
 
 
 def _clear_leftovers(store: Path, frame: Frame) -> None:
@@ -287,21 +300,6 @@ def _mount_of(given: Path | None) -> where.Mount:
         return of_store[-1]
     raise MountpointError(
         f"{path} is not a mountpoint", advice="see what is mounted: findmnt -t fuse.cafs"
-    )
-
-
-def _await_end(store: Path, timeout_s: float) -> bool:
-    """Wait for the daemon's end; raises :class:`DaemonError` when it takes too long."""
-    if lock.wait_until_free(store, min(PATIENCE_S, timeout_s)):
-        return True
-    held_by = lock.holder(store)
-    note(f"waiting for the final commit of {store} ({held_by})")
-    if lock.wait_until_free(store, max(0.0, timeout_s - PATIENCE_S)):
-        return True
-    raise DaemonError(
-        f"unmounted, but {store} is still in use by {lock.holder(store)} "
-        f"after {duration_text(timeout_s)}",
-        advice=f"see {store / LOG_NAME}; do not kill the daemon while it commits",
     )
 
 

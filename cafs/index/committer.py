@@ -48,6 +48,8 @@ class Committer:
         """Why the last attempt failed; None once one has succeeded again."""
         self.last_seconds = 0.0
         """How long the last successful commit took."""
+        self.committed_ns = self._frozen_ns = clock.now_ns()
+        """What was changed before that moment is committed."""
         self.thawed: list[Callable[[], None]] = []
         """Called on the event loop after each commit."""
         self.failed: list[Callable[[CafsError], None]] = []
@@ -101,6 +103,7 @@ class Committer:
         began = self._clock.monotonic()
         try:
             if not overlay.frozen:
+                self._frozen_ns = self._clock.now_ns()
                 self._prepare()
             layer = overlay.freeze()
             # Not to be cancelled half-way: the loop must learn whether it was committed.
@@ -115,7 +118,7 @@ class Committer:
             self._announce(problem)
             return
         self.last_seconds = self._clock.monotonic() - began
-        self.committed = overlay.generation
+        self.committed, self.committed_ns = overlay.generation, self._frozen_ns
         overlay.thaw()
         for callback in self.thawed:
             callback()

@@ -17,10 +17,11 @@ from typing import Any, Self
 
 import trio
 
-from cafs.control import MAX_LINE_BYTES, NAME, error_fields
+from cafs.control import AWAIT_END, MAX_LINE_BYTES, NAME, error_fields
 from cafs.errors import CafsError, UsageError
 from cafs.mount import translate
 from cafs.mount.damage import DamageReporter
+from cafs.mount.farewell import Farewell
 from cafs.mount.kernel import Tuning
 from cafs.operate.ageing import Ageing
 from cafs.operate.ageing_job import Job
@@ -36,6 +37,16 @@ log = logging.getLogger(__name__)
 SIGN_OF_LIFE_S = 1.0
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class _Caller:
+    """Who asks: called with what is to be sent."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+
+    async def __call__(self, answer: dict[str, Any]) -> None:
+        await self.stream.send_all(json.dumps(answer).encode() + b"\n")
 
 
 class ControlSocket:
@@ -71,9 +82,15 @@ class ControlServer:
     """Serves one store's control socket."""
 
     def __init__(
-        self, store: Store, mountpoint: Path, tuning: list[Tuning], damage: DamageReporter
+        self,
+        store: Store,
+        mountpoint: Path,
+        tuning: list[Tuning],
+        damage: DamageReporter,
+        farewell: Farewell,
     ) -> None:
         self._store = store
+        self._farewell = farewell
         self._damage = damage
         self._mountpoint = mountpoint
         self._tuning = tuning
@@ -90,6 +107,7 @@ class ControlServer:
             "copy_index": self._copy_index,
             "age": self._age,
             "pause_ageing": self._pause_ageing,
+            AWAIT_END: self._await_end,
         }
 
     async def run(self, control: ControlSocket) -> None:
@@ -100,9 +118,7 @@ class ControlServer:
                 await trio.serve_listeners(self._serve, [trio.SocketListener(taken)])
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        async def send(answer: dict[str, Any]) -> None:
-            await stream.send_all(json.dumps(answer).encode() + b"\n")
-
+        send = _Caller(stream)
         try:
             request = bytearray()
             while not request.endswith(b"\n"):
@@ -117,7 +133,7 @@ class ControlServer:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _answer(self, line: bytes, send: Send) -> dict[str, Any]:
+    async def _answer(self, line: bytes, send: _Caller) -> dict[str, Any]:
         try:
             request = json.loads(line)
             command = self._commands.get(request.pop("command", ""))
@@ -176,6 +192,10 @@ class ControlServer:
         marked = self._store.chunks.condemn(numbers, damaged=damaged)
         await self._store.commit()
         return {"marked_count": marked}
+
+    async def _await_end(self, send: _Caller) -> dict[str, Any]:
+        await self._farewell.attend(send.stream, partial(send, {"progress": {}}))
+        return {}
 
 
 async def _attended(

@@ -22,6 +22,7 @@ from cafs.errors import MountError, first_foreseen
 from cafs.mount import mountpoint as where
 from cafs.mount.control import ControlServer, ControlSocket
 from cafs.mount.damage import DamageReporter
+from cafs.mount.farewell import Farewell
 from cafs.mount.handlers import Handlers
 from cafs.mount.invalidate import Invalidator
 from cafs.mount.kernel import CONNECTIONS, Tuning, mount_options, tune
@@ -58,12 +59,14 @@ def run(
     gc.set_threshold(50_000, 20, 50)
     tune_allocator()
     logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
-    try:
-        left = trio.run(_serve, store, mountpoint, options, ready, beside, archives)
-    except BaseExceptionGroup as group:
-        raise first_foreseen(group) from group
-    finally:
-        sys.setswitchinterval(0.005)
+    with Farewell() as farewell:
+        try:
+            serve = partial(_serve, store, mountpoint, options, ready, beside, archives, farewell)
+            left = trio.run(serve)
+        except BaseExceptionGroup as group:
+            raise first_foreseen(group) from group
+        finally:
+            sys.setswitchinterval(0.005)
     # Whoever unmounts by force cuts it first, and takes the mount away a moment later.
     if left is not None and left in where.mounts():
         # The dead mount stays on purpose: it is an error for who writes, and the directory below it
@@ -84,6 +87,7 @@ async def _serve(
     ready: Callable[[], None],
     beside: Sequence[Beside],
     archives: ArchiveOptions,
+    farewell: Farewell,
 ) -> where.Mount | None:
     """The mount, if it is still there because the connection was cut."""
     async with open_store(path, options, mountpoint, archives=archives) as store:
@@ -100,7 +104,7 @@ async def _serve(
                     nursery.start_soon(_terminate_on_signal)
                     nursery.start_soon(give_back_when_idle, store)
                     nursery.start_soon(damage.run)
-                    attend = partial(_attend, store, control, damage, known, mountpoint)
+                    attend = partial(_attend, store, control, damage, known, mountpoint, farewell)
                     nursery.start_soon(attend, options, ready, beside, nursery)
                     with requests_at_once():
                         await _answer_requests()
@@ -127,6 +131,7 @@ async def _attend(
     damage: DamageReporter,
     known: Known,
     mountpoint: Path,
+    farewell: Farewell,
     options: MountOptions,
     ready: Callable[[], None],
     beside: Sequence[Beside],
@@ -140,7 +145,7 @@ async def _attend(
     for each in tuning:
         if each.problem:
             log.info("could not set %s: %s", each.name, each.problem)
-    server = ControlServer(store, mountpoint, tuning, damage)
+    server = ControlServer(store, mountpoint, tuning, damage, farewell)
     nursery.start_soon(server.run, control)
     nursery.start_soon(server.sweeper.run)
     nursery.start_soon(server.compactor.run)

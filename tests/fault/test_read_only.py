@@ -8,6 +8,7 @@ an unmount and fsck; a disk that comes back by itself is played by the file laye
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,3 +158,20 @@ def test_it_goes_on_by_itself_once_the_disk_takes_changes_again(tmp_path: Path) 
     again = StoreThread(path)
     assert again.run(content) == b"content" * 1000
     again.close()
+
+
+def test_umount_says_what_a_disk_that_takes_nothing_has_cost(mount: SmallDiskMount) -> None:
+    write_synced(mount.root / "kept", b"acknowledged")
+    descriptor = os.open(mount.root / "lost", os.O_WRONLY | os.O_CREAT)
+    os.write(descriptor, b"data")
+    mount.disk.go_read_only()
+    with pytest.raises(OSError) as refused:
+        os.fsync(descriptor)
+    assert refused.value.errno == errno.EROFS
+    os.close(descriptor)
+    answer = json.loads(mount.run("umount", str(mount.root), "--json", code=10))
+    assert answer["error"] == "ReadOnlyError"
+    assert "the final commit failed" in answer["message"]
+    assert "lost is what was changed since" in answer["message"]
+    assert "dmesg" in answer["advice"]
+    assert not mount.is_mounted()
