@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cafs.cli.frame import Frame, command, resolve_path, resolve_store, store_argument
+from cafs.cli.frame import PATH_TYPE, Frame, command, resolve_path, resolve_store, store_argument
 from cafs.cli.output import json_name, note, say, say_json, show_name, table
 from cafs.cli.progress import progress, progress_option
 from cafs.errors import DaemonAbsentError, UsageError, first_foreseen
@@ -41,7 +41,7 @@ SHOWN: Final = 20
 @click.option("--dry-run", is_flag=True, help="Only say what would be taken apart.")
 @click.option(
     "--path",
-    type=click.Path(path_type=Path, readable=False),
+    type=PATH_TYPE,
     metavar="PATH",
     help="Only this file, or what is below this directory: whenever it was used, however small "
     "it is, and also what was left before.",

@@ -51,8 +51,26 @@ class ResolvedPath(NamedTuple):
     """From the store's root, ``/`` first; no ``.`` or ``..`` in it."""
 
 
-# Whether a path can be read is found out by whoever reads it, with a better message.
-PATH_TYPE = click.Path(path_type=Path, readable=False)
+class _AnyPath(click.Path):
+    """A path as it was given, and not looked at.
+
+    click's own asks for its attributes, which never ends below a mount whose daemon hangs.
+    Whether it can be read is found out by whoever reads it, with a better message, too.
+    """
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """The value as the type of path that was asked for."""
+        return self.coerce_path_result(value)
+
+
+PATH_TYPE = _AnyPath(path_type=Path)
+TEXT_PATH_TYPE = _AnyPath(path_type=str)
+"""For what may be a path inside a store: a Path would drop a "/" at its end."""
 
 
 def _set_json(context: click.Context, _option: click.Parameter, value: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cafs.cli.frame import Frame, command, store_option
+from cafs.cli.frame import TEXT_PATH_TYPE, Frame, command, store_option
 from cafs.cli.looking import (
     TYPE_NAMES,
     Place,
@@ -44,7 +44,7 @@ DIGITS: Final = 12
 """Of a SHA-256 in a long listing."""
 
 _places_argument = click.argument(
-    "where_", metavar="[STORE] [PATH]...", nargs=-1, type=click.Path(readable=False)
+    "where_", metavar="[STORE] [PATH]...", nargs=-1, type=TEXT_PATH_TYPE
 )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from cafs.cli.frame import Frame, command, store_option
+from cafs.cli.frame import TEXT_PATH_TYPE, Frame, command, store_option
 from cafs.cli.looking import (
     TYPE_NAMES,
     Place,
@@ -219,9 +219,7 @@ def _verdict_fields(verdict: Verdict) -> dict[str, Any]:
     example="cafs stat /var/vcap/store/shared/cc-droplets/ab/cd/abcd\n"
     "cafs stat --store /var/lib/cafs/blobs /cc-droplets/ab/cd/abcd --json",
 )
-@click.argument(
-    "paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(readable=False)
-)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=TEXT_PATH_TYPE)
 @store_option
 def show_stat(frame: Frame, paths: tuple[str, ...], store: Path | None) -> None:
     """Show what the file at PATH is, and how its content is stored.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cafs.cli.frame import Frame, command, resolve_store, store_option
+from cafs.cli.frame import TEXT_PATH_TYPE, Frame, command, resolve_store, store_option
 from cafs.cli.looking import late_progress, looking
 from cafs.cli.output import json_name, say, say_json, show_name, table
 from cafs.cli.progress import progress_option
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     example="cafs match ./my-app --store /var/lib/cafs/blobs\n"
     "cafs match . --json | jq .known_count",
 )
-@click.argument("directory", metavar="DIR", type=click.Path(readable=False))
+@click.argument("directory", metavar="DIR", type=TEXT_PATH_TYPE)
 @store_option
 @progress_option
 def match(frame: Frame, directory: str, store: Path | None, progress: str) -> None:

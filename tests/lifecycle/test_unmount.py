@@ -152,6 +152,32 @@ def test_force_on_a_daemon_that_is_well_does_not_promise_everything(place: Place
     assert lock.holder(place.store) is None
 
 
+@pytest.mark.parametrize("flags", [[], ["--force"], ["--lazy"]], ids=["plain", "force", "lazy"])
+def test_a_daemon_that_hangs_does_not_hang_who_names_its_mountpoint(
+    place: Place, flags: list[str]
+) -> None:
+    pid = place.up()["pid"]
+    assert isinstance(pid, int)
+    # So that the kernel cannot answer a stat of the mountpoint by itself.
+    (place.mountpoint / "new").mkdir()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = place.run("umount", place.mountpoint, "--timeout", "2s", *flags)
+        assert done.returncode == (0 if flags == ["--lazy"] else 12), done.stderr
+        if flags:
+            assert mount_at(place.mountpoint) is None
+        else:
+            assert f"{place.mountpoint} stays mounted" in done.stderr
+            assert f"cafs umount --force {place.mountpoint}" in done.stderr
+            assert mount_at(place.mountpoint) is not None
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    if flags:
+        assert lock.wait_until_free(place.store, 20)
+    else:
+        assert place.run("umount", place.mountpoint).returncode == 0
+
+
 def test_who_asks_a_daemon_that_says_nothing_is_not_held_up(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / control.NAME))
