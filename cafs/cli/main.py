@@ -114,6 +114,7 @@ cafs.add_command(completion)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, having said what went wrong."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_what_is_closed()
     # A name may hold bytes that are not UTF-8: they go out as they came in.
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -130,6 +131,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return _fail(from_os_error(error, "write the output"), as_json=False)
     return code
+
+
+def _open_what_is_closed() -> None:
+    """Put /dev/null where the caller closed stdin, stdout or stderr.
+
+    Else the next file or pipe that is opened takes that number: what is said would go into it,
+    and a daemon would close it when it lets go of the caller's terminal.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # In this order each gets the number that is missing.
+            stream = open(os.devnull, mode)  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _drop_output() -> None:
