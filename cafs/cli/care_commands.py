@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from cafs.cli.frame import Frame, command, resolve_store, store_argument
-from cafs.cli.output import json_name, note, say, say_json, show_json_name, warn
+from cafs.cli.output import json_name, note, say, say_json, show_json_name
 from cafs.cli.progress import progress, progress_option
 from cafs.errors import (
     CheckFailedError,
     DaemonAbsentError,
-    DaemonError,
     UsageError,
     first_foreseen,
 )
@@ -50,6 +49,7 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
     Works on the newest commit, also while the store is mounted. Exit code 0: clean; 8: not.
     """
     path = resolve_store(store, frame)
+    from cafs.cli.looking import commit_first
     from cafs.index import pages
     from cafs.operate.check import Check
 
@@ -62,7 +62,7 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
         with _steps(progress, "repairing") as on_step:
             repaired = repair_store(path, on_step).repaired
     else:
-        _commit_first(path)
+        commit_first(path)
     counted: Counter[str] = Counter(dict.fromkeys(["index-page"], len(faults)) if faults else {})
     kept: list[dict[str, Any]] = [
         {"kind": "index-page", "what": str(fault), "repair": pages.ADVICE, "paths": []}
@@ -88,18 +88,6 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
 
 def _exit_code() -> int:
     return CheckFailedError("").meaning.exit_code
-
-
-def _commit_first(path: Path) -> None:
-    """What is looked at is the newest commit: let there be one now."""
-    from cafs import control
-
-    try:
-        control.call(path, "commit")
-    except DaemonAbsentError:
-        pass
-    except DaemonError as error:
-        warn(f"{error}; this is about the last commit")
 
 
 class _steps:

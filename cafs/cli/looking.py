@@ -54,12 +54,9 @@ class Place(NamedTuple):
     """From the store's root, ``/`` first."""
 
 
-@contextmanager
-def looking(store: Path) -> Iterator[View]:
-    """A view of *store* as it is now.  Raises StoreMissingError and its kin."""
-    # Slow to import, and help needs none of it.
+def commit_first(store: Path) -> None:
+    """Have the daemon of *store*, if there is one, commit; a line on stderr if it does not."""
     from cafs import control
-    from cafs.view import View
 
     late = "; this is the last commit"
     try:
@@ -72,6 +69,15 @@ def looking(store: Path) -> Iterator[View]:
         note(f"{error}{late}")
     except CafsError as error:
         note(f"the daemon cannot commit: {error}{late}")
+
+
+@contextmanager
+def looking(store: Path) -> Iterator[View]:
+    """A view of *store* as it is now.  Raises StoreMissingError and its kin."""
+    # Slow to import, and help needs none of it.
+    from cafs.view import View
+
+    commit_first(store)
     with View(store) as view:
         yield view
 

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cafs import control
+from cafs.cli.looking import commit_first
 from cafs.cli.output import json_name, note, say, show_json_name, warn
 from cafs.cli.progress import progress
-from cafs.errors import CafsError, DaemonAbsentError, DaemonError, UsageError
+from cafs.errors import CafsError, UsageError
 from cafs.operate import check_engines, scrub, scrub_aged
 from cafs.operate.condemn import condemn
 from cafs.operate.paths import paths_of_blobs
@@ -31,12 +31,7 @@ def run(
         raise UsageError(f"{path}: no scrub was interrupted", advice="leave out --resume")
     if state is not None:
         note("going on where the last scrub stopped (--restart begins anew)")
-    try:
-        control.call(path, "commit")
-    except DaemonAbsentError:
-        pass
-    except DaemonError as error:
-        warn(f"{error}; this is about the last commit")
+    commit_first(path)
     began = time.monotonic()
     with View(path) as view:
         work = scrub.Scrub(view, rate, time.sleep)
@@ -85,7 +80,10 @@ def run(
             condemn(path, sound, damaged=False)
         except CafsError as error:
             warn(f"what is damaged could not be marked: {error}")
-    scrub.save_state(path, None)
+    try:
+        scrub.save_state(path, None)
+    except CafsError as error:
+        warn(f"{error}; the next scrub goes on behind the end of this one: say --restart then")
     return report
 
 

@@ -21,7 +21,7 @@ from cafs.blobs import recipe
 from cafs.blobs.reader import verified
 from cafs.clock import Clock, SystemClock
 from cafs.durable import Disk
-from cafs.errors import CafsError
+from cafs.errors import CafsError, from_os_error
 from cafs.index import layout
 from cafs.index.layout import ChunkRecord
 from cafs.types import BlobNo, ChunkNo, PackNo
@@ -67,7 +67,12 @@ def load_state(store: Path) -> State | None:
 def save_state(store: Path, state: State | None) -> None:
     """Note it durably; None: the scrub is over.  Raises DiskFullError and its kin."""
     if state is None:
-        (store / STATE).unlink(missing_ok=True)
+        try:
+            # A read-only disk refuses the removal of what is not there, too.
+            if (store / STATE).exists():
+                (store / STATE).unlink()
+        except OSError as error:
+            raise from_os_error(error, f"remove {store / STATE}") from error
         return
     lines = [f"{name} = {value}" for name, value in state._asdict().items()]
     text = "# Where `cafs scrub` goes on; it is removed when that has come to its end.\n"

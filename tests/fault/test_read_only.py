@@ -18,6 +18,7 @@ import pytest
 from cafs.config import MountOptions
 from cafs.errors import CafsError, ReadOnlyError
 from cafs.newstore import create
+from cafs.operate import scrub
 from cafs.store import Store
 from cafs.types import ROOT
 from tests.fault.faulty import Fault, FaultyDisk
@@ -175,3 +176,32 @@ def test_umount_says_what_a_disk_that_takes_nothing_has_cost(mount: SmallDiskMou
     assert "lost is what was changed since" in answer["message"]
     assert "dmesg" in answer["advice"]
     assert not mount.is_mounted()
+
+
+def test_a_check_and_a_scrub_of_a_disk_that_takes_nothing(mount: SmallDiskMount) -> None:
+    write_synced(mount.root / "kept", b"acknowledged" * 10_000)
+    descriptor = os.open(mount.root / "waits", os.O_WRONLY | os.O_CREAT)
+    os.write(descriptor, b"data")
+    mount.disk.go_read_only()
+    with pytest.raises(OSError):
+        os.fsync(descriptor)
+    checked = json.loads(mount.run("check", str(mount.store), "--json"))
+    assert checked["clean"], checked
+    assert checked["checked"]["inodes_count"] == 2, "of the last commit, which has not the new one"
+    scrubbed = json.loads(mount.run("scrub", str(mount.store), "--json"))
+    assert scrubbed["damaged_chunks_count"] == 0
+    assert scrubbed["read_chunks_count"] > 0
+    os.close(descriptor)
+    mount.kill()
+
+
+def test_a_scrub_that_was_interrupted_ends_on_a_disk_that_takes_nothing(
+    mount: SmallDiskMount,
+) -> None:
+    write_synced(mount.root / "kept", b"acknowledged" * 10_000)
+    state = scrub.State(1, 0, 0, [])
+    scrub.save_state(mount.store, state)
+    mount.disk.go_read_only()
+    wait_until("it is noticed", lambda: mount.status()["health"]["state"] == "trouble")
+    mount.run("scrub", str(mount.store))
+    mount.kill()
