@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cafs import storefile
-from cafs.index import layout
+from cafs.clock import SystemClock
+from cafs.index import copyplace, layout
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.counters import Counters
 from cafs.index.env import Environment
@@ -39,6 +40,7 @@ def offline_status(path: Path) -> dict[str, Any]:
         answer = figures(Counters.decode(overlay.get(layout.META, COUNTERS_KEY)))
         overlay.close()
         answer["index_file_bytes"] = environment.file_bytes()
+        answer["index_copy_age_s"] = copyplace.age_s(path, SystemClock().now_ns())
         return answer
     finally:
         environment.close()

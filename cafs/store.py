@@ -41,7 +41,7 @@ from cafs.errors import (
 )
 from cafs.figures import figures
 from cafs.hasher import Hasher
-from cafs.index import fence, layout
+from cafs.index import copyplace, fence, layout
 from cafs.index.committer import Committer
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.counters import Counters
@@ -343,6 +343,7 @@ class Store:
         problem = problem or health.damage(self.chunks, self._index_faults) or self.archives.problem
         answer = figures(counters)
         answer["index_file_bytes"] = self.environment.file_bytes()
+        answer["index_copy_age_s"] = copyplace.age_s(self.path, self.clock.now_ns())
         answer["pending"] = {
             "changes_count": self.overlay.pending,
             "content_bytes": self.contents.pending_bytes,

@@ -10,8 +10,9 @@ from typing import Any
 
 from cafs.blobs.fileheader import HEADER_LENGTH
 from cafs.config import MountOptions
+from cafs.index.copyplace import DIRECTORY
 from cafs.operate.compact import Compactor, OnProgress
-from cafs.operate.index_copy import DIRECTORY, IndexCopier
+from cafs.operate.index_copy import IndexCopier
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store, open_store
 

@@ -18,13 +18,13 @@ from typing import Final
 import lmdb
 import trio
 
+from cafs import storefile
 from cafs.errors import CafsError, DiskFullError, IndexDamagedError, from_os_error
-from cafs.index import fence, pages
+from cafs.index import copyplace, fence, pages
 from cafs.store import Store
 
 log = logging.getLogger(__name__)
 
-DIRECTORY: Final = "index-copy"
 _NEW: Final = "new"
 _DAMAGED_EXIT: Final = 8
 _MARGIN: Final = 64 << 20
@@ -38,7 +38,9 @@ class IndexCopier:
         self._store = store
         self._copied = -1
         """The generation that the last copy has."""
-        if (store.path / DIRECTORY / pages.FILE).exists():
+        self._tried_ns = 0
+        """When a copy was last due, whatever came of it."""
+        if (store.path / copyplace.DIRECTORY / pages.FILE).exists():
             store.blobs.aged.guard_copy(resume=True)
 
     async def run(self) -> None:
@@ -46,10 +48,25 @@ class IndexCopier:
         if not self._store.index_audited:
             await self._child("audit")
         while True:
-            await trio.sleep(self._store.options.index_copy_interval)
+            await trio.sleep(self.due_s())
+            self._tried_ns = self._store.clock.now_ns()
             changed = self._store.counters.generation != self._copied
             if changed or self._store.blobs.aged.only_in_copy():
                 await self.once()
+
+    def due_s(self) -> float:
+        """How long until the next copy: an interval after the last one, whoever made that.
+
+        One that was never made is due an interval after the store was.  So a daemon that is
+        started again and again within the interval has one, too.
+        """
+        store = self._store
+        last_ns = copyplace.made_ns(store.path)
+        if last_ns is None:
+            last_ns = (store.path / storefile.NAME).stat().st_mtime_ns
+        passed_s = (store.clock.now_ns() - max(last_ns, self._tried_ns)) / 1e9
+        interval_s = store.options.index_copy_interval
+        return min(max(0.0, interval_s - passed_s), interval_s)
 
     async def once(self) -> bool:
         """Make a copy now; whether there is a new one.  What keeps it from that is logged."""
@@ -106,7 +123,7 @@ def copy_index(store: Path) -> None:
     faults = pages.audit(store / "index").faults
     if faults:
         raise IndexDamagedError("; ".join(str(fault) for fault in faults[:5]))
-    place = store / DIRECTORY
+    place = store / copyplace.DIRECTORY
     try:
         shutil.rmtree(place / _NEW, ignore_errors=True)
         place.mkdir(mode=0o700, exist_ok=True)

@@ -29,11 +29,11 @@ from cafs.blobs import sidecar
 from cafs.durable import Disk
 from cafs.errors import CafsError, IndexDamagedError, from_os_error
 from cafs.index import layout, meta, pages
+from cafs.index.copyplace import DIRECTORY
 from cafs.index.layout import PackRecord
 from cafs.index.pages import Fault
 from cafs.index.writer import IndexWriter
 from cafs.lock import StoreLock
-from cafs.operate.index_copy import DIRECTORY
 from cafs.operate.repair import Repaired, repair
 from cafs.types import ChunkNo, Extent, PackNo
 from cafs.view import View

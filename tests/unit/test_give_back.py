@@ -11,9 +11,10 @@ from pathlib import Path
 import trio
 
 from cafs import newstore
+from cafs.index.copyplace import DIRECTORY
 from cafs.operate.compact import Compactor
 from cafs.operate.give_back import compact_now, compact_offline
-from cafs.operate.index_copy import DIRECTORY, IndexCopier
+from cafs.operate.index_copy import IndexCopier
 from cafs.operate.sweep import Sweeper
 from cafs.store import open_store
 from cafs.types import ROOT

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from cafs._index import seal, unseal
 from cafs.errors import IndexDamagedError
 from cafs.index import fence, layout, pages
+from cafs.index.copyplace import DIRECTORY
 from cafs.index.env import Environment
 from cafs.index.overlay import Overlay
-from cafs.operate.index_copy import DIRECTORY, copy_index
+from cafs.operate.index_copy import copy_index
 from cafs.operate.rebuild import rebuild
 from cafs.store import open_store
 from cafs.types import ROOT

@@ -10,8 +10,9 @@ import trio
 
 from cafs.errors import IndexDamagedError
 from cafs.index import fence, pages
+from cafs.index.copyplace import DIRECTORY
 from cafs.operate.give_back import compact_offline
-from cafs.operate.index_copy import DIRECTORY, IndexCopier, copy_index
+from cafs.operate.index_copy import IndexCopier, copy_index
 from cafs.operate.rebuild import rebuild
 from cafs.store import open_store
 from cafs.types import ROOT
