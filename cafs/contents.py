@@ -27,7 +27,7 @@ from cafs.durable import Disk
 from cafs.errors import CafsError
 from cafs.index.layout import BLOB_AGED
 from cafs.space import Space
-from cafs.tree import permissions
+from cafs.tree import permissions, sizes
 from cafs.tree.tree import Tree
 from cafs.types import NO_BLOB, Attr, BlobNo, Ino
 from cafs.workers import Workers
@@ -232,10 +232,12 @@ class Contents:
     async def write(
         self, ino: Ino, offset: int, data: bytes, *, privileged: bool, last: bool = False
     ) -> None:
-        """Write to a file.  Raises DiskFullError and its kin; then nothing was written.
+        """Write to a file.  Raises FsError(EFBIG), DiskFullError and its kin; then nothing was
+        written.
 
         *last* says that nothing more will be appended before it is settled.
         """
+        sizes.check_end(offset + len(data))
         self._space.admit(self.pending_bytes + len(data))
         while self.pending_bytes > self._pending_limit:
             await self._crowd.park()
@@ -248,8 +250,13 @@ class Contents:
         self._changed(ino, privileged=privileged)
 
     async def truncate(self, ino: Ino, size: int, *, privileged: bool) -> None:
-        """Set a file's size, as ftruncate(2): the times change even if the size does not."""
-        if size > self.attr(ino).size:
+        """Set a file's size, as ftruncate(2): the times change even if the size does not.
+
+        Raises FsError(EFBIG), DiskFullError and its kin.
+        """
+        now = self.attr(ino).size
+        sizes.check_size(size, now)
+        if size > now:
             self._space.admit(0)
         if size:
             await self._plain(ino)

@@ -242,7 +242,7 @@ class Blobs:
         if record.refs == 0:
             self.overlay.delete(layout.DEAD, layout.dead_key(b"b", number))
             self._counters.blobs += 1
-            self._counters.blob_bytes += record.size
+            self._counters.add_blob(record.size)
 
     def unref(self, number: BlobNo) -> None:
         """One inode less has this blob; without any it waits for the sweep."""
@@ -253,7 +253,7 @@ class Blobs:
         if record.refs == 1:
             self.overlay.put(layout.DEAD, layout.dead_key(b"b", number), b"")
             self._counters.blobs -= 1
-            self._counters.blob_bytes -= record.size
+            self._counters.add_blob(-record.size)
 
     def sweep(self, number: BlobNo, limit: int) -> bool:
         """Take at most *limit* parts from the end of a dead blob; True when it is gone.
@@ -336,7 +336,7 @@ class Blobs:
             if old is not None:
                 before = layout.unpack_blob(old)
                 if before.refs:
-                    self._counters.blob_bytes += record.size - before.size
+                    self._counters.add_blob(record.size - before.size)
         # What a hashed blob has been stays right: only its count of references changes.
         shown = shown or bool(record.flags & BLOB_UNHASHED)
         self.overlay.put(layout.BLOBS, layout.u48(number), layout.pack_blob(record), shown=shown)

@@ -2,6 +2,10 @@
 
 Kept as plain integers while the store is open and written with each commit, so that they
 always agree with the records of the same transaction.
+
+Sizes cost nothing to claim: a million empty files that were made long are more than a u64 holds.
+So the two sums of sizes are kept modulo 2^64.  Nothing is lost by that: they are right again, to
+the byte, as soon as what they count fits.
 """
 
 from __future__ import annotations
@@ -14,6 +18,12 @@ from cafs.errors import IndexDamagedError
 
 KEY = b"counters"
 _U64 = struct.Struct("<Q")
+_SUM_MASK = (1 << 64) - 1
+
+
+def wrapped(sum_: int) -> int:
+    """A sum of sizes as the record has it."""
+    return sum_ & _SUM_MASK
 
 
 @dataclass
@@ -31,17 +41,25 @@ class Counters:
     files: int = 0
     """Regular files among them."""
     logical_bytes: int = 0
-    """Sum of the files' sizes."""
+    """Sum of the files' sizes, modulo 2^64."""
     blobs: int = 0
     """Blobs that an inode refers to."""
     blob_bytes: int = 0
-    """Sum of those blobs' sizes."""
+    """Sum of those blobs' sizes, modulo 2^64."""
     chunks: int = 0
     """Chunk records, those that wait for the sweep included."""
     raw_bytes: int = 0
     """Sum of the chunks' raw lengths."""
     stored_bytes: int = 0
     """Sum of the chunks' stored lengths."""
+
+    def add_logical(self, change: int) -> None:
+        """The files' sizes have grown by so much, or shrunk."""
+        self.logical_bytes = wrapped(self.logical_bytes + change)
+
+    def add_blob(self, change: int) -> None:
+        """The blobs' sizes have grown by so much, or shrunk."""
+        self.blob_bytes = wrapped(self.blob_bytes + change)
 
     def encode(self) -> bytes:
         """The record."""

@@ -26,12 +26,13 @@ from cafs.mount.translate import (
     handler,
     no_entry,
     unknown,
+    wanted,
 )
 from cafs.mount.xattr_handlers import XattrHandlers
 from cafs.store import Store
-from cafs.tree import permissions
+from cafs.tree import permissions, sizes
 from cafs.tree.permissions import ACCESS
-from cafs.types import TIME_MAX_NS, Attr, Ino
+from cafs.types import Attr, Ino
 
 BYTES_PER_INODE = 512
 """What an inode with its name takes of the index, about: the basis of df -i."""
@@ -119,7 +120,7 @@ class Handlers(XattrHandlers):
         ino = Ino(inode)
         self._contents.save_times(ino)
         old = self._contents.attr(ino)
-        new = self._wanted(old, attr, fields)
+        new = wanted(old, attr, fields)
         try:
             self._store.space.admit_removal()
         except ReadOnlyError:
@@ -131,40 +132,11 @@ class Handlers(XattrHandlers):
             privileged = ctx.uid == 0
             await self._contents.truncate(ino, attr.st_size, privileged=privileged)
             self._contents.save_times(ino)
-            new = self._wanted(self._tree.inodes.get(ino), attr, fields)
+            new = wanted(self._tree.inodes.get(ino), attr, fields)
         changes = fields.update_mode or fields.update_uid or fields.update_gid
         if changes or fields.update_atime or fields.update_mtime or not fields.update_size:
             self._apply(ino, new, chmod=fields.update_mode)
         return self._entry(ino)
-
-    def _wanted(
-        self, old: Attr, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
-    ) -> Attr:
-        new = old
-        if (
-            fields.update_uid
-            or fields.update_gid
-            or not (
-                fields.update_mode
-                or fields.update_size
-                or fields.update_atime
-                or fields.update_mtime
-            )
-        ):
-            # Without any field it was chown(-1, -1), which also takes setuid away.
-            new = permissions.after_chown(
-                new._replace(
-                    uid=attr.st_uid if fields.update_uid else new.uid,
-                    gid=attr.st_gid if fields.update_gid else new.gid,
-                )
-            )
-        if fields.update_mode:
-            new = new._replace(mode=stat.S_IFMT(new.mode) | attr.st_mode & 0o7777)
-        if fields.update_atime:
-            new = new._replace(atime_ns=_time(attr.st_atime_ns))
-        if fields.update_mtime:
-            new = new._replace(mtime_ns=_time(attr.st_mtime_ns))
-        return new
 
     def _apply(self, ino: Ino, new: Attr, *, chmod: bool) -> None:
         record = self._tree.inodes.get(ino)
@@ -382,6 +354,7 @@ class Handlers(XattrHandlers):
         """Write to a file; O_SYNC is the kernel's, which sends an fsync after it."""
         self._latency.requests += 1
         file = self._files[fh]
+        buf = buf[: sizes.room_at(off)]
         await self._contents.write(file.ino, off, buf, privileged=file.privileged)
         return len(buf)
 
@@ -403,7 +376,3 @@ class Handlers(XattrHandlers):
     def _close(self, fh: int) -> None:
         file = self._files.pop(fh)
         self._contents.closed(file.ino, writable=file.writable)
-
-
-def _time(ns: int) -> int:
-    return max(-TIME_MAX_NS, min(ns, TIME_MAX_NS))

@@ -1,4 +1,4 @@
-"""Between the kernel's structures and ours: attributes out, errors out.
+"""Between the kernel's structures and ours: attributes in and out, errors out.
 
 The wrapper here is what keeps a defect in one request from ending the mount: pyfuse3 ends its
 main loop at any exception that is not FUSEError.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
@@ -17,7 +18,8 @@ import pyfuse3
 
 from cafs.errors import CafsError, DamagedError, FsError
 from cafs.log import correlation_id, fields
-from cafs.types import NO_BLOB, Attr, Ino
+from cafs.tree import permissions
+from cafs.types import NO_BLOB, TIME_MAX_NS, Attr, Ino
 
 log = logging.getLogger(__name__)
 
@@ -139,3 +141,29 @@ _NO_ENTRY.entry_timeout = FOREVER_S
 def no_entry() -> pyfuse3.EntryAttributes:
     """What tells the kernel that there is no such name, so that it need not ask again."""
     return _NO_ENTRY
+
+
+def wanted(old: Attr, attr: pyfuse3.EntryAttributes, given: pyfuse3.SetattrFields) -> Attr:
+    """What setattr makes of an inode's attributes, but for size and ctime."""
+    new = old
+    times = given.update_atime or given.update_mtime
+    owner = given.update_uid or given.update_gid
+    if owner or not (given.update_mode or given.update_size or times):
+        # Without any field it was chown(-1, -1), which also takes setuid away.
+        new = permissions.after_chown(
+            new._replace(
+                uid=attr.st_uid if given.update_uid else new.uid,
+                gid=attr.st_gid if given.update_gid else new.gid,
+            )
+        )
+    if given.update_mode:
+        new = new._replace(mode=stat.S_IFMT(new.mode) | attr.st_mode & 0o7777)
+    if given.update_atime:
+        new = new._replace(atime_ns=_time(attr.st_atime_ns))
+    if given.update_mtime:
+        new = new._replace(mtime_ns=_time(attr.st_mtime_ns))
+    return new
+
+
+def _time(ns: int) -> int:
+    return max(-TIME_MAX_NS, min(ns, TIME_MAX_NS))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from cafs.blobs import recipe
 from cafs.errors import IndexDamagedError
 from cafs.index import layout
+from cafs.index.counters import wrapped
 from cafs.index.layout import BLOB_INNER, BLOB_ROWS, BLOB_UNHASHED, BlobRecord
 from cafs.operate.check_aged import AgedCheck
 from cafs.operate.finding import Finding, Findings
@@ -286,7 +287,7 @@ class ContentCheck:
 
     def figures(self) -> dict[str, int]:
         """What the counters must say, after check_blobs()."""
-        return dict(self._figures)
+        return self._figures | {"blob_bytes": wrapped(self._figures["blob_bytes"])}
 
     def last(self) -> dict[str, int]:
         """The greatest numbers in use, as the counters call the next ones."""

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable
 
 from cafs.index import layout
+from cafs.index.counters import wrapped
 from cafs.operate.finding import Change, Finding, Findings
 from cafs.operate.tally import Tally
 from cafs.tree.names import PROBES
@@ -318,7 +319,11 @@ class TreeCheck:
 
     def figures(self) -> dict[str, int]:
         """What the counters must say, after check_inodes()."""
-        return {"inodes": self._linked, "files": self._files, "logical_bytes": self._bytes}
+        return {
+            "inodes": self._linked,
+            "files": self._files,
+            "logical_bytes": wrapped(self._bytes),
+        }
 
     @property
     def last(self) -> int:

@@ -66,9 +66,8 @@ class Inodes:
             counters.inodes += linked - was_linked
             if file:
                 counters.files += linked - was_linked
-                counters.logical_bytes += (attr.size if linked else 0) - (
-                    old.size if old is not None and was_linked else 0
-                )
+                before = old.size if old is not None and was_linked else 0
+                counters.add_logical((attr.size if linked else 0) - before)
         shown = old is None or _shown(old) != _shown(attr)
         self._overlay.put(layout.INODES, layout.u48(ino), layout.pack_inode(attr), shown=shown)
         self._remember(ino, attr)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cafs.blobs import recipe
 from cafs.index import layout
+from cafs.index.counters import wrapped
 from cafs.types import ROOT, BlobNo, ChunkNo, Ino
 from cafs.view import View
 
@@ -77,7 +78,7 @@ class _Audit:
         files = [attr for attr in linked if stat.S_ISREG(attr.mode)]
         self._expect(counters.inodes == len(linked), f"inodes: {counters.inodes}, {len(linked)}")
         self._expect(counters.files == len(files), f"files: {counters.files}, {len(files)}")
-        logical = sum(attr.size for attr in files)
+        logical = wrapped(sum(attr.size for attr in files))
         self._expect(
             counters.logical_bytes == logical, f"logical: {counters.logical_bytes}, {logical}"
         )
@@ -124,7 +125,7 @@ class _Audit:
             self._expect(not (is_inner and number in files), f"a file has inner blob {number}")
             if record.refs:
                 self._expect(is_unhashed == (number in unhashed), f"blob {number}: unhashed or not")
-                used += 0 if is_inner else record.size
+                used = wrapped(used + (0 if is_inner else record.size))
             for database, digest in (
                 (layout.BLOB_SHA256, record.sha256),
                 (layout.BLOB_SHA1, record.sha1),

@@ -327,6 +327,36 @@ def test_file_grows_to_a_terabyte_of_nothing(place: Place) -> None:
     assert path.stat().st_blocks * 512 < 1 * MIB
 
 
+def test_no_file_is_larger_than_ext4_lets_it_be(place: Place) -> None:
+    largest = (1 << 44) - 4096
+    path = place / "a"
+    path.write_bytes(b"content")
+    fd = _open(path, os.O_RDWR)
+    try:
+        for size in (largest + 1, 1 << 44, (1 << 63) - 1):
+            with fails(errno.EFBIG):
+                os.ftruncate(fd, size)
+            with fails(errno.EFBIG):
+                os.truncate(path, size)
+        for offset in (largest, largest + 1, 1 << 44, (1 << 63) - 2):
+            with fails(errno.EFBIG):
+                os.pwrite(fd, b"x", offset)
+        assert os.fstat(fd).st_size == 7
+        assert os.pwrite(fd, b"end and more", largest - 3) == 3, "what there is room for"
+        assert os.pread(fd, 10, largest - 3) == b"end"
+        with fails(errno.EFBIG):
+            os.pwrite(fd, b"x", largest)
+        os.ftruncate(fd, largest - 1)
+        os.ftruncate(fd, largest)
+        with (place / "a").open("ab", buffering=0) as stream, fails(errno.EFBIG):
+            stream.write(b"x")
+        os.fsync(fd)
+        assert os.fstat(fd).st_size == largest
+        assert os.pread(fd, 10, largest - 3) == b"en\0"
+    finally:
+        os.close(fd)
+
+
 def test_direct_io(place: Place) -> None:
     fd = _open(place / "a", os.O_CREAT | os.O_RDWR | os.O_DIRECT)
     buffer = mmap.mmap(-1, 64 * KIB)  # anonymous, so page-aligned as O_DIRECT asks
