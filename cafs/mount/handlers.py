@@ -32,6 +32,7 @@ from cafs.mount.xattr_handlers import XattrHandlers
 from cafs.store import Store
 from cafs.tree import permissions, sizes
 from cafs.tree.permissions import ACCESS
+from cafs.tree.tree import RENAME_EXCHANGE
 from cafs.types import Attr, Ino
 
 BYTES_PER_INODE = 512
@@ -242,10 +243,13 @@ class Handlers(XattrHandlers):
         """Rename; what has moved into place is on disk when this returns."""
         self._known.asked(parent_inode_new)
         self._store.space.admit_removal()
-        ino = self._tree.lookup(Ino(parent_inode_old), name_old)
-        if ino is None:
-            raise FsError(errno.ENOENT)
-        await self._contents.settle(ino)
+        moved = [self._tree.lookup(Ino(parent_inode_old), name_old)]
+        if flags & RENAME_EXCHANGE:
+            moved.append(self._tree.lookup(Ino(parent_inode_new), name_new))
+        for ino in moved:
+            if ino is None:
+                raise FsError(errno.ENOENT)
+            await self._contents.settle(ino)
         self._tree.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
         await self._store.commit()
 

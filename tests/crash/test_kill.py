@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from tests.crash.writers import Manifest, Writers
 from tests.fault.smalldisk import wait_until
 from tests.model.audit import audit
 from tests.mount.mounted import Mount
+from tests.mount.syscalls import RENAME_EXCHANGE, fails, renameat2
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -83,6 +85,35 @@ def test_what_was_acknowledged_survives_sigkill(mount: Mount) -> None:
 @pytest.mark.parametrize("seed", range(2, 7))
 def test_what_was_acknowledged_survives_many_kills(mount: Mount, seed: int) -> None:
     rounds(mount, 30, seed)
+
+
+@pytest.mark.parametrize("order", [("live", "staged"), ("staged", "live")])
+def test_files_that_change_places_are_both_whole(order: tuple[str, str]) -> None:
+    """Whichever name comes first; and the daemon stores nothing by itself meanwhile."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("there is no /dev/fuse here")
+    content = {name: random.Random(name).randbytes(3_000_000) for name in order}
+    mount = Mount("--commit-interval", "60s")
+    try:
+        mount.start()
+        # Open, so that closing does not begin to store what is left.
+        streams = [(mount.root / name).open("wb") for name in order]
+        for name, stream in zip(order, streams, strict=True):
+            stream.write(content[name])
+            stream.flush()
+        one, two = (mount.root / name for name in order)
+        renameat2(one, two, RENAME_EXCHANGE)
+        mount.kill()
+        for stream in streams:
+            with fails(errno.ENOTCONN):
+                stream.close()
+        mount.start()
+        assert one.read_bytes() == content[two.name]
+        assert two.read_bytes() == content[one.name]
+        mount.unmount()
+        assert not audit(mount.store)
+    finally:
+        mount.close()
 
 
 def test_the_index_writer_is_killed_and_service_goes_on(mount: Mount) -> None:
