@@ -125,6 +125,7 @@ class Aged:
         blobs.rows.put(drafted, record.size, parts)
         size = record.size + recipe.total_length(parts)
         blobs.put(drafted, record._replace(size=size, flags=record.flags | holes))
+        blobs.add_holes(drafted, record, recipe.hole_length(parts))
 
     def drop(self, drafted: BlobNo) -> None:
         """A recipe in the making is not wanted: the sweep takes it."""

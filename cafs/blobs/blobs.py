@@ -17,6 +17,7 @@ from typing import NamedTuple
 from cafs.blobs import recipe
 from cafs.blobs.aged import Aged
 from cafs.blobs.chunks import Chunks
+from cafs.blobs.holes import HoleSums
 from cafs.blobs.recipe import Part
 from cafs.blobs.rows import Row, Rows, decoded, join, split
 from cafs.errors import CafsError, IndexDamagedError
@@ -54,6 +55,7 @@ class Blobs:
         self.recent: Recent[BlobNo] = Recent()
         self.rows = Rows(overlay)
         self.aged = Aged(self)
+        self._holes = HoleSums()
         self.hidden: set[BlobNo] = set()
         """Unhashed blobs of uploads that have no name yet; see cafs.blobs.shown."""
 
@@ -77,12 +79,26 @@ class Blobs:
         return NO_BLOB
 
     def hole_bytes(self, number: BlobNo) -> int:
-        """Bytes of a blob that are stored nowhere."""
+        """Bytes of a blob that are stored nowhere.
+
+        Asked for after each change of a file: the whole recipe is gone through only the first
+        time.
+        """
         record = self.get(number)
         if not record.flags & BLOB_HOLES:
             return 0
-        parts = self.parts(number, 0, record.size)
-        return sum(part.length for _, part in parts if part.kind == recipe.HOLE)
+        known = self._holes.get(number)
+        if known is None:
+            known = recipe.hole_length(part for _, part in self.parts(number, 0, record.size))
+            self._holes.set(number, known)
+        return known
+
+    def add_holes(self, number: BlobNo, before: BlobRecord, change: int) -> None:
+        """A recipe that had this record *before* has so many bytes more (or less) in holes."""
+        if before.flags & BLOB_HOLES:
+            self._holes.add(number, change)
+        elif change:
+            self._holes.set(number, change)
 
     # -- making and changing -----------------------------------------------------------------
 
@@ -130,7 +146,9 @@ class Blobs:
         record = self.get(source)
         parts = [part for _, part in self.parts(source, 0, record.size)]
         self.chunks.count_again(recipe.chunk_refs(parts))
-        self._put_recipe(number, self.get(number)._replace(size=record.size), parts)
+        empty = self.get(number)
+        self._put_recipe(number, empty._replace(size=record.size), parts)
+        self.add_holes(number, empty, recipe.hole_length(parts))
         return number
 
     def fork_more(self, number: BlobNo, source: BlobNo, limit: int, end: int | None = None) -> int:
@@ -150,6 +168,7 @@ class Blobs:
             flags = record.flags | BLOB_ROWS | whole.flags & BLOB_HOLES
             self.put(number, record._replace(size=size, flags=flags))
             self.rows.put(number, record.size, parts)
+            self.add_holes(number, record, recipe.hole_length(parts))
         return len(parts)
 
     def _refuse_aged(self, number: BlobNo) -> None:
@@ -180,6 +199,8 @@ class Blobs:
         self.chunks.uncount(recipe.chunk_refs(removed))
         first = rows[0].starts[0] if rows and rows[0].starts else start
         merged = join([*before, *parts, *after])
+        change = recipe.hole_length(parts) - recipe.hole_length(removed)
+        self.add_holes(number, record, change)
         record = record._replace(size=size)
         if not record.flags & BLOB_ROWS:
             self._put_recipe(number, record, merged)
@@ -269,6 +290,7 @@ class Blobs:
             self.overlay.delete(layout.DEAD, layout.dead_key(b"b", number))
             return True
         # From now on nobody may find it: it is about to lose parts.
+        self._holes.drop(number)
         if not record.flags & BLOB_UNHASHED:
             if not record.flags & BLOB_INNER:
                 self._delete_digests(number, Digests(record.sha256, record.sha1))

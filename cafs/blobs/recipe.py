@@ -363,3 +363,8 @@ def expand(part: Part, low: int, high: int) -> bytes:
 def total_length(parts: Iterable[Part]) -> int:
     """Bytes of the blob that *parts* make."""
     return sum(part.length for part in parts)
+
+
+def hole_length(parts: Iterable[Part]) -> int:
+    """Bytes of those of *parts* that are stored nowhere."""
+    return sum(part.length for part in parts if part.kind == HOLE)

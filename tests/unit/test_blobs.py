@@ -182,6 +182,7 @@ def test_splicing_is_what_a_list_says(
             store.blobs.splice(number, start, end, new, len(model))
             found = parts_of(store, number)
             assert content(found) == model
+            assert store.blobs.hole_bytes(number) == recipe.hole_length(found)
             kinds = [part.kind for part in found]
             assert (recipe.HOLE, recipe.HOLE) not in itertools.pairwise(kinds) or (
                 store.blobs.get(number).flags & layout.BLOB_ROWS

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cafs.blobs import recipe
+from cafs.blobs.blobs import Blobs
 from cafs.blobs.ingest import Ingest, Pieces, Slice
+from cafs.blobs.recipe import Part
+from cafs.copying import copy_file
+from cafs.index.layout import BlobRecord
 from cafs.newstore import create
 from cafs.store import Store
-from cafs.types import ROOT, BlobNo, Ino
+from cafs.types import ROOT, Attr, BlobNo, Ino
 from tests.unit.small_store import PARAMS, assert_sound, in_store, noise, write
 
 SIZE = 1_000_000
@@ -83,6 +89,45 @@ def test_a_change_of_nothing_but_a_hole(path: Path) -> None:
 
     in_store(path, work)
     assert_sound(path)
+
+
+def test_a_file_of_holes_is_not_gone_through_for_each_of_them(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, step, looked_at = 1000, 100_000, 0
+    parts_of = Blobs.parts_of
+
+    def counted(
+        self: Blobs, number: BlobNo, record: BlobRecord, start: int, end: int
+    ) -> Iterator[tuple[int, Part]]:
+        nonlocal looked_at
+        for found in parts_of(self, number, record, start, end):
+            looked_at += 1
+            yield found
+
+    async def islands(store: Store, ino: Ino, first: int) -> None:
+        for place in range(first, count, 2):
+            await store.contents.write(ino, place * step, b"x", privileged=True)
+        await store.contents.settle(ino)
+        attr = store.tree.inodes.get(ino)
+        assert attr.aux == attr.size - recipe.total_length(_stored(store, attr))
+
+    async def work(store: Store) -> None:
+        monkeypatch.setattr(Blobs, "parts_of", counted)
+        ino = await write(store, ROOT, b"file", b"")
+        await islands(store, ino, 0)
+        copy = await copy_file(store, ino, 0, 0)
+        store.tree.place(copy, ROOT, b"copy")
+        await islands(store, copy, 1)
+
+    in_store(path, work)
+    assert looked_at <= 20 * count
+    assert_sound(path)
+
+
+def _stored(store: Store, attr: Attr) -> list[Part]:
+    parts = store.blobs.parts(attr.blob, 0, attr.size)
+    return [part for _, part in parts if part.kind != recipe.HOLE]
 
 
 @pytest.mark.parametrize("before", [0, 1, SIZE])
