@@ -22,19 +22,20 @@ from cafs.blobs.feeder import Feeder
 from cafs.blobs.ingest import Ingest
 from cafs.blobs.reader import Reader
 from cafs.blobs.spool import Spool
+from cafs.blocks import Blocks
 from cafs.clock import Clock
 from cafs.durable import Disk
 from cafs.errors import CafsError
 from cafs.index.layout import BLOB_AGED
+from cafs.notices import Notices
 from cafs.space import Space
-from cafs.tree import permissions, sizes
+from cafs.tree import sizes
 from cafs.tree.tree import Tree
 from cafs.types import NO_BLOB, Attr, BlobNo, Ino
 from cafs.workers import Workers
 
 log = logging.getLogger(__name__)
 
-CAPABILITY = b"security.capability"
 PARTS_AT_ONCE = 128
 """Parts of a recipe that are listed once more in one step."""
 
@@ -56,11 +57,13 @@ class Contents:
         spool_directory: Path,
         clock: Clock,
         pending_limit: int,
+        notices: Notices,
     ) -> None:
         self.tree = tree
         self.blobs = blobs
         self.ingest = ingest
         self.reader = reader
+        self.blocks = Blocks(notices)
         self.workers = workers
         self.aside = aside
         self.feeder = Feeder(ingest, workers, aside, syncer)
@@ -96,7 +99,11 @@ class Contents:
         elif blob != NO_BLOB and not size:
             # Just begun: nobody else has it.
             self.blobs.hidden.add(blob)
+        before = self.tree.inodes.get(ino).aux
         self.tree.publish(ino, blob, size)
+        if ino not in self._drafts and self.tree.inodes.get(ino).aux != before:
+            # The same content was there already, with other holes.
+            self.blocks.change(ino)
 
     def hide(self, ino: Ino) -> None:
         """A new inode that no name leads to, and which nobody is shown before reveal()."""
@@ -149,8 +156,9 @@ class Contents:
         """The attributes as of now.  Raises FsError(ESTALE)."""
         attr = self.tree.inodes.get(ino)
         draft = self._drafts.get(ino)
-        if draft is not None and draft.size != attr.size:
-            attr = attr._replace(size=draft.size)
+        if draft is not None:
+            attr = draft.over(attr)
+            self.blocks.show(ino, attr)
         touched = self._touched.get(ino)
         if touched is not None:
             attr = attr._replace(mtime_ns=touched, ctime_ns=max(touched, attr.ctime_ns))
@@ -198,6 +206,7 @@ class Contents:
         if draft is not None and draft.busy:
             return False
         self._hidden.discard(ino)
+        self.blocks.drop(ino)
         if draft is None:
             return True
         draft.discard()
@@ -267,11 +276,7 @@ class Contents:
 
     def _changed(self, ino: Ino, *, privileged: bool) -> None:
         self._touched[ino] = self._clock.now_ns()
-        attr = self.tree.inodes.get(ino)
-        if attr.mode & (stat.S_ISUID | stat.S_ISGID) and not privileged:
-            self.tree.inodes.put(ino, permissions.after_write(attr))
-        if self.tree.xattrs.get(ino, CAPABILITY) is not None:
-            self.tree.xattrs.remove(ino, CAPABILITY)
+        self.tree.written(ino, privileged=privileged)
 
     def save_times(self, ino: Ino | None = None) -> None:
         """Put the times of writes into the records: of one inode, or of all before a commit."""
@@ -289,8 +294,13 @@ class Contents:
         """Bring all that was written to a file into its record.  Raises DiskFullError ..."""
         draft = self._drafts.get(ino)
         if draft is not None:
-            await draft.settle()
+            await self._settle(ino, draft)
         self.save_times(ino)
+
+    async def _settle(self, ino: Ino, draft: Draft) -> None:
+        await draft.settle()
+        if self._drafts.get(ino) is draft:
+            self.blocks.settle(ino, draft.over(self.tree.inodes.get(ino)))
 
     async def settle_all(self) -> None:
         """Settle every file; a failure is kept by its draft and tried again next time."""
@@ -298,7 +308,7 @@ class Contents:
 
         async def one(ino: Ino, draft: Draft) -> None:
             try:
-                await draft.settle()
+                await self._settle(ino, draft)
             except CafsError as error:
                 if draft.error is None:
                     log.error("inode %d: cannot store what was written: %s", ino, error)
@@ -339,6 +349,7 @@ class Contents:
         if draft.awaits_digests:
             return
         draft.take_digests()
+        self.blocks.settle(ino, draft.over(self.tree.inodes.get(ino)))
         draft.close()
         del self._drafts[ino]
         self._waiting.unpark_all()
@@ -361,7 +372,7 @@ class Contents:
             if draft is None:
                 continue
             try:
-                await draft.settle()
+                await self._settle(ino, draft)
             except CafsError as error:
                 draft.error = error
                 self._could_not_store(error)

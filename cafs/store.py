@@ -151,6 +151,7 @@ class Store:
             path / "spool",
             clock,
             options.pending_bytes,
+            self.notices,
         )
         self.latency = Latency()
         self.reports: dict[str, Callable[[], dict[str, Any]]] = {}
@@ -298,6 +299,7 @@ class Store:
             nursery.start_soon(self.committer.run)
             nursery.start_soon(self._keep, self._tick)
             nursery.start_soon(self._keep, self.hasher.run)
+            nursery.start_soon(self._keep, self.contents.blocks.run)
             nursery.start_soon(self._keep, self.archives.run)
             nursery.start_soon(self._keep, partial(self.accesses.run, self.reads))
 

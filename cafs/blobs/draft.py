@@ -24,7 +24,7 @@ from cafs.blobs.flow import Flow
 from cafs.blobs.spool import Spool
 from cafs.blobs.stream import Fed, IngestStream
 from cafs.errors import CafsError
-from cafs.types import NO_BLOB, BlobNo, Ino
+from cafs.types import NO_BLOB, Attr, BlobNo, Ino
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,23 @@ class Draft:
     def busy(self) -> bool:
         """Whether a job runs or somebody works on it."""
         return not self._idle.is_set() or self._lock.locked()
+
+    def over(self, record: Attr) -> Attr:
+        """The attributes in the inode's record, with size and holes as they are now.
+
+        What is overwritten in a file with holes counts twice until it is settled: finding out
+        takes a look at the recipe.
+        """
+        stored = min(self._base.covered, record.size - record.aux)
+        if self._memory:
+            offset, data = self._memory[-1]
+            stored += max(0, offset + len(data) - self._base.covered)
+        if self._spool is not None:
+            stored += self._spool.ranges.length
+        holes = self.size - min(max(0, stored), self.size)
+        if (self.size, holes) == (record.size, record.aux):
+            return record
+        return record._replace(size=self.size, aux=holes)
 
     @property
     def _patched(self) -> bool:

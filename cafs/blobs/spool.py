@@ -20,6 +20,8 @@ class Ranges:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+        self.length = 0
+        """Of all ranges together."""
 
     def __bool__(self) -> bool:
         return bool(self._starts)
@@ -36,20 +38,28 @@ class Ranges:
         if low < high:
             start = min(start, self._starts[low])
             end = max(end, self._ends[high - 1])
+            self.length -= self._length(low, high)
+        self.length += end - start
         self._starts[low:high] = [start]
         self._ends[low:high] = [end]
 
     def cut(self, size: int) -> None:
         """Remove what lies at or beyond *size*."""
         keep = bisect_left(self._starts, size)
+        self.length -= self._length(keep, len(self._starts))
         del self._starts[keep:], self._ends[keep:]
         if self._ends and self._ends[-1] > size:
+            self.length -= self._ends[-1] - size
             self._ends[-1] = size
+
+    def _length(self, low: int, high: int) -> int:
+        return sum(self._ends[low:high]) - sum(self._starts[low:high])
 
     def clear(self) -> None:
         """Remove all."""
         self._starts.clear()
         self._ends.clear()
+        self.length = 0
 
     def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of the ranges that lie in [start, end)."""

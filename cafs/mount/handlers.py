@@ -142,8 +142,9 @@ class Handlers(XattrHandlers):
     def _apply(self, ino: Ino, new: Attr, *, chmod: bool) -> None:
         record = self._tree.inodes.get(ino)
         now = self._store.clock.now_ns()
-        # The size is the draft's business, not the record's.
-        self._tree.inodes.put(ino, new._replace(size=record.size, blob=record.blob, ctime_ns=now))
+        # Size and holes are the draft's business, not the record's.
+        new = new._replace(size=record.size, blob=record.blob, aux=record.aux, ctime_ns=now)
+        self._tree.inodes.put(ino, new)
         if chmod:
             acl = self._tree.xattrs.get(ino, ACCESS)
             if acl is not None:

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 
+from cafs.blocks import UNIT, blocks
 from cafs.errors import CafsError, DamagedError, FsError
 from cafs.log import correlation_id, fields
 from cafs.tree import permissions
@@ -118,8 +119,7 @@ def entry_once(ino: Ino, attr: Attr) -> pyfuse3.EntryAttributes:
         result.st_rdev = attr.aux
     result.st_size = attr.size
     result.st_blksize = PREFERRED_IO
-    data = attr.size - attr.aux if kind == 0o100000 else attr.size
-    result.st_blocks = max(0, -(-data // 512))
+    result.st_blocks = blocks(attr) if kind == 0o100000 else -(-attr.size // UNIT)
     result.st_atime_ns = attr.atime_ns
     result.st_mtime_ns = attr.mtime_ns
     result.st_ctime_ns = attr.ctime_ns

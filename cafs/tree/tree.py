@@ -30,6 +30,7 @@ LINK_MAX = 65_000
 """Links of a file, as on ext4."""
 SYMLINK_MAX = 4095
 DIRECTORY_SIZE = 4096
+CAPABILITY = b"security.capability"
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -381,6 +382,14 @@ class Tree:
                 self._blobs.ref(blob)
             if attr.blob:
                 self._blobs.unref(attr.blob)
-        if blob != attr.blob or size != attr.size:
-            holes = self._blobs.hole_bytes(blob) if blob else 0
-            self.inodes.put(ino, attr._replace(blob=blob, size=size, aux=holes))
+        new = attr._replace(blob=blob, size=size, aux=self._blobs.hole_bytes(blob) if blob else 0)
+        if new != attr:
+            self.inodes.put(ino, new)
+
+    def written(self, ino: Ino, *, privileged: bool) -> None:
+        """A file is written to: what lets it run as somebody else falls."""
+        attr = self.inodes.get(ino)
+        if attr.mode & (stat.S_ISUID | stat.S_ISGID) and not privileged:
+            self.inodes.put(ino, permissions.after_write(attr))
+        if self.xattrs.get(ino, CAPABILITY) is not None:
+            self.xattrs.remove(ino, CAPABILITY)

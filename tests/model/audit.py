@@ -111,6 +111,7 @@ class _Audit:
         numbers: set[int] = set()
         rows: set[int] = set()
         used = 0
+        holes: Counter[BlobNo] = Counter()
         for key, value in self._records(layout.BLOBS):
             number = BlobNo(layout.from_u48(key))
             numbers.add(number)
@@ -138,6 +139,7 @@ class _Audit:
                 rows.add(number)
             parts = list(view.blobs.parts(number, 0, max(1, record.size)))
             self.parts.update(recipe.chunk_refs(part for _, part in parts))
+            holes[number] = recipe.hole_length(part for _, part in parts)
             position = 0
             for start, part in parts:
                 if record.refs:
@@ -152,6 +154,10 @@ class _Audit:
         found_rows = {layout.from_u48(key) for key, _ in self._records(layout.RECIPES)}
         self._expect(found_rows <= rows, f"rows of no blob: {found_rows - rows}")
         self._expect(unhashed <= numbers, f"unhashed, but not there: {unhashed - numbers}")
+        for ino, attr in self.inodes.items():
+            if stat.S_ISREG(attr.mode):
+                wanted = holes[attr.blob]
+                self._expect(attr.aux == wanted, f"inode {ino}: {attr.aux} in holes, not {wanted}")
         for number, count in refs.items():
             self._expect(number in numbers, f"{count} inodes have blob {number}, not there")
         self._expect(counters.blobs == len(files), f"blobs: {counters.blobs}, {len(files)}")

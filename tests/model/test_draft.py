@@ -116,6 +116,7 @@ def check_recipe(store: Store, attr: Attr) -> None:
     assert record.size == attr.size
     position = 0
     hole_before = False
+    holes = 0
     for start, part in store.blobs.parts(attr.blob, 0, max(1, attr.size)):
         assert start == position
         assert part.length > 0
@@ -129,7 +130,9 @@ def check_recipe(store: Store, attr: Attr) -> None:
         is_hole = part.kind == recipe.HOLE
         assert not (hole_before and is_hole), "neighbouring holes are one part"
         hole_before = is_hole
+        holes += part.length if is_hole else 0
     assert position == attr.size
+    assert attr.aux == holes
 
 
 async def play(store: Store, sequence: list[Op]) -> None:
@@ -162,7 +165,10 @@ async def play(store: Store, sequence: list[Op]) -> None:
             check_digests(store, ino, bytes(model))
         else:
             await store.sync_file(ino)
-        assert contents.attr(ino).size == len(model)
+        attr = contents.attr(ino)
+        assert attr.size == len(model)
+        # What is overwritten may count twice, but no byte is left out.
+        assert 0 <= attr.aux <= model.count(0)
         assert await contents.read(ino, 0, len(model) + 10) == model
         middle = len(model) // 2
         assert await contents.read(ino, middle, middle + 500) == model[middle : middle + 500]

@@ -32,6 +32,7 @@ def test_ranges_are_the_set_of_their_bytes(ops: list[tuple[str, int, int]]) -> N
         found = list(ranges)
         assert {byte for low, high in found for byte in range(low, high)} == model
         assert bool(ranges) == bool(model)
+        assert ranges.length == len(model)
         for (_, before), (after, _) in itertools.pairwise(found):
             assert before < after, "neighbours are one range"
         inside = list(ranges.within(10, 30))
