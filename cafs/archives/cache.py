@@ -13,7 +13,7 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cafs.archives import cachefile
 from cafs.archives.cachefile import Identity
@@ -27,6 +27,16 @@ DIRECTORY: Final = "cache"
 _NEW: Final = ".new"
 SPARE: Final = 128 << 20
 """Bytes that stay free on the disk: what is stored is worth more than what can be rebuilt."""
+
+
+class NewFile(NamedTuple):
+    """A file that is not whole yet.  Its name is its own: two may be made for one blob."""
+
+    blob: BlobNo
+    fd: int
+    path: Path
+    need: int
+    """Bytes that it will have."""
 
 
 class Cache:
@@ -43,6 +53,7 @@ class Cache:
         self._used = 0
         self._growing = 0
         """Bytes promised to files that are not whole yet."""
+        self._begun = 0
         self.hits = 0
         """Reads that were answered from a file."""
         self.damaged = 0
@@ -124,54 +135,78 @@ class Cache:
             log.warning("%s: %s; it is made anew", self._path(blob), error)
         self.drop(blob)
 
-    def begin(self, blob: BlobNo, size: int) -> int | None:
-        """A descriptor for a new file of a blob of *size* bytes; None where it has no room.
+    def begin(self, blob: BlobNo, size: int) -> NewFile | None:
+        """A new file for a blob of *size* bytes; None where it has no room.
 
-        It is the caller's until it goes back with :meth:`finish` or :meth:`give_up`.
+        It is the caller's until :meth:`finish` has taken it, or :meth:`give_up`.
         """
         need = cachefile.file_size(size)
         if need > self._limit:
             return None
+        self._look_again()
         with self._lock:
             self._growing += need
+            self._begun += 1
+            path = self.directory / f"{blob:012x}.{self._begun}{_NEW}"
         self.make_room(0)
-        fd = None
         try:
             if self._disk.free_bytes(self.directory) - need >= SPARE:
                 flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-                fd = self._disk.open(self._path(blob, _NEW), flags, 0o600)
+                return NewFile(blob, self._disk.open(path, flags, 0o600), path, need)
         except CafsError as error:
             log.debug("%s", error)
-        if fd is None:
-            with self._lock:
-                self._growing -= need
-        return fd
-
-    def finish(self, blob: BlobNo, size: int, fd: int) -> None:
-        """The file is whole: from now on it is found.  *fd* is closed."""
-        need = cachefile.file_size(size)
         with self._lock:
             self._growing -= need
+        return None
+
+    def _look_again(self) -> None:
+        """Forget files that somebody has removed; the directory comes back if it was one."""
+        with self._lock:
+            known = list(self._files)
         try:
-            self._disk.close(fd)
-            self._disk.rename(self._path(blob, _NEW), self._path(blob))
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            there = set(os.listdir(self.directory))
+        except OSError as error:
+            log.debug("%s: %s", self.directory, error.strerror)
+            return
+        for blob in known:
+            if self._path(blob).name not in there:
+                with self._lock:
+                    # It may have been made anew since then.
+                    if blob in self._files and not os.path.lexists(self._path(blob)):
+                        self._used -= self._files.pop(blob)
+
+    def finish(self, new: NewFile) -> bool:
+        """The file is whole: from now on it is found, and closed.
+
+        False if that cannot be, because the disk fails or somebody has removed it: then it is
+        the caller's as before, who may read from it until giving it up.
+        """
+        try:
+            self._disk.rename(new.path, self._path(new.blob))
         except CafsError as error:
             log.info("%s", error)
-            self._remove(self._path(blob, _NEW))
-            return
+            return False
         with self._lock:
-            self._used += need - self._files.pop(blob, 0)
-            self._files[blob] = need
+            self._growing -= new.need
+            self._used += new.need - self._files.pop(new.blob, 0)
+            self._files[new.blob] = new.need
+        self._close(new)
+        return True
 
-    def give_up(self, blob: BlobNo, size: int, fd: int) -> None:
-        """The file will not become whole: it goes.  *fd* is closed."""
+    def give_up(self, new: NewFile) -> None:
+        """The file will not be found: it goes, and is closed."""
+        self._close(new)
+        self._remove(new.path)
         with self._lock:
-            self._growing -= cachefile.file_size(size)
+            self._growing -= new.need
+
+    def _close(self, new: NewFile) -> None:
         try:
-            self._disk.close(fd)
+            self._disk.close(new.fd)
         except CafsError as error:
+            # What it may not have taken is found out when it is read.
             log.debug("%s", error)
-        self._remove(self._path(blob, _NEW))
 
     def drop(self, blob: BlobNo) -> int:
         """Remove a blob's file if there is one; how many bytes that gives back."""
@@ -204,8 +239,8 @@ class Cache:
         except CafsError as error:
             log.debug("%s", error)
 
-    def _path(self, blob: BlobNo, suffix: str = "") -> Path:
-        return self.directory / f"{blob:012x}{suffix}"
+    def _path(self, blob: BlobNo) -> Path:
+        return self.directory / f"{blob:012x}"
 
 
 def _number(name: str) -> BlobNo | None:

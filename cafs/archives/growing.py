@@ -15,7 +15,7 @@ from typing import Final
 import xxhash
 
 from cafs.archives import cachefile
-from cafs.archives.cache import Cache
+from cafs.archives.cache import Cache, NewFile
 from cafs.archives.cachefile import BLOCK, Identity
 from cafs.durable import Disk
 from cafs.errors import CafsError
@@ -29,6 +29,10 @@ WINDOW: Final = 16 << 20
 
 class BehindError(Exception):
     """The bytes that were asked for are no longer here: they have to be made again."""
+
+
+class LostError(BehindError):
+    """Nor will they come back here: whoever keeps this makes others wait for nothing."""
 
 
 class Growing:
@@ -49,7 +53,7 @@ class Growing:
         self._in_file = 0
         """Blocks that the file has; those behind them are in memory."""
         self._memory: dict[int, bytes] = {}
-        self._fd: int | None = None
+        self._file: NewFile | None = None
         self._tried = False
         """Whether the cache was asked for a file."""
         self._spoilt = False
@@ -87,11 +91,11 @@ class Growing:
             self._sums.append(xxhash.xxh3_64_intdigest(view[low : low + BLOCK]))
         if not self._tried:
             self._tried = True
-            self._fd = self._cache.begin(self._blob, self._identity.size)
-            self._spoilt = self._fd is None
-        if not self._spoilt and self._fd is not None:
+            self._file = self._cache.begin(self._blob, self._identity.size)
+            self._spoilt = self._file is None
+        if not self._spoilt and self._file is not None:
             try:
-                self._disk.pwrite_all(self._fd, [blocks], at * BLOCK)
+                self._disk.pwrite_all(self._file.fd, [blocks], at * BLOCK)
                 self._in_file = len(self._sums)
                 return
             except CafsError as error:
@@ -103,7 +107,7 @@ class Growing:
             del self._memory[next(iter(self._memory))]
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes [start, end), all below *position*.  Raises BehindError."""
+        """Bytes [start, end), all below *position*.  Raises BehindError, LostError."""
         with self._lock:
             edge = len(self._sums) * BLOCK
             pieces = [self._block(number) for number in range(start // BLOCK, _upto(end, edge))]
@@ -119,42 +123,43 @@ class Growing:
             if block is None:
                 raise BehindError
             return block
-        if self._fd is None:
-            raise BehindError
+        if self._file is None:
+            # The cache has it, or had it: it may have needed the room since.
+            raise LostError
         length = min(BLOCK, self._identity.size - number * BLOCK)
         try:
-            block = self._disk.pread_exact(self._fd, length, number * BLOCK)
+            block = self._disk.pread_exact(self._file.fd, length, number * BLOCK)
             cachefile.check(block, self._sums[number])
         except CafsError as error:
             log.warning("blob %d: %s; it is rebuilt again", self._blob, error)
-            raise BehindError from error
+            raise LostError from error
         return block
 
     def finish(self) -> None:
-        """The content is whole: if all of it is in the file, that is the cache's now."""
+        """The content is whole: if all of it is in the file, that is the cache's now.
+
+        If the cache cannot have it, it is still read from here, for as long as somebody does.
+        """
         with self._lock:
-            if self._fd is None or self._in_file != len(self._sums):
+            if self._file is None or self._in_file != len(self._sums):
                 return
-            size = self._identity.size
+            ending = cachefile.ending(self._identity, self._sums)
             try:
-                self._disk.pwrite_all(
-                    self._fd, [cachefile.ending(self._identity, self._sums)], size
-                )
+                self._disk.pwrite_all(self._file.fd, [ending], self._identity.size)
             except CafsError as error:
-                # It can still be read from here, for as long as somebody does.
                 log.info("%s", error)
                 self._spoilt = True
                 return
-            fd, self._fd = self._fd, None
-            self._cache.finish(self._blob, size, fd)
+            if self._cache.finish(self._file):
+                self._file = None
 
     def close(self) -> None:
         """Let go of what is not in the cache."""
         with self._lock:
             self._memory.clear()
-            if self._fd is not None:
-                fd, self._fd = self._fd, None
-                self._cache.give_up(self._blob, self._identity.size, fd)
+            if self._file is not None:
+                file, self._file = self._file, None
+                self._cache.give_up(file)
 
 
 def _upto(end: int, edge: int) -> int:

@@ -19,7 +19,7 @@ import trio
 
 from cafs.archives.cache import Cache
 from cafs.archives.cachefile import Identity
-from cafs.archives.growing import BehindError, Growing
+from cafs.archives.growing import BehindError, Growing, LostError
 from cafs.archives.nested import source_of
 from cafs.archives.rebuild import EngineOf, Rebuild, recipe_of
 from cafs.archives.uses import Uses
@@ -183,8 +183,12 @@ class Rebuilds:
             try:
                 with run.in_use():
                     return await self._from_run(run, start, end)
+            except LostError:
+                # Nobody else has to try: whoever comes now begins another.
+                async with run.lock:
+                    await self._end(run)
             except BehindError:
-                # What it had to keep is gone: it is made again.
+                # What it had to keep is gone for this reader: it is made again.
                 continue
             finally:
                 self._room.unpark()
@@ -237,6 +241,8 @@ class Rebuilds:
             async with run.lock:
                 if run.failed is not None:
                     raise run.failed
+                if run not in self._runs:
+                    raise BehindError
                 if run.growing.position < end:
                     await self._step(run)
         if run.complete and not run.whole:
@@ -283,7 +289,7 @@ class Rebuilds:
         parts = await recipe_of(self._blobs, blob)
         if self._blobs.get(blob).mate != inner:
             # It was thawed meanwhile: there is another way to read it.
-            raise BehindError
+            raise LostError
 
         async def of_outer(start: int, end: int) -> bytes | memoryview:
             return await self._reader.read_parts(self._blobs.parts(blob, start, end), start, end)

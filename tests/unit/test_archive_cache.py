@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from cafs.archives import cachefile
 from cafs.archives.cache import Cache
 from cafs.archives.cachefile import BLOCK, Identity
-from cafs.archives.growing import BehindError, Growing
+from cafs.archives.growing import BehindError, Growing, LostError
 from cafs.durable import Disk
 from cafs.types import BlobNo
 from tests.fault.faulty import Fault, FaultyDisk
@@ -120,6 +121,71 @@ def test_files_removed_by_somebody_are_only_missed(tmp_path: Path) -> None:
     assert (cache.used, cache.count, cache.damaged) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("directory", [False, True])
+def test_a_file_removed_before_it_is_whole_is_read_to_its_end(
+    tmp_path: Path, directory: bool
+) -> None:
+    data = noise(7, 300_000)
+    cache = cache_in(tmp_path)
+    growing = Growing(Disk(), cache, BlobNo(1), identity(data))
+    growing.append(data[:200_000])
+    if directory:
+        shutil.rmtree(tmp_path / "cache")
+    else:
+        next((tmp_path / "cache").iterdir()).unlink()
+    growing.append(data[200_000:])
+    growing.finish()
+    assert not cache.has(BlobNo(1))
+    assert growing.has(0, len(data)) and growing.read(0, len(data)) == data
+    growing.close()
+    fill(cache, 1, data)
+    found = cache.read(BlobNo(1), identity(data), 0, len(data))
+    assert found is not None and bytes(found) == data, "the next one is kept"
+
+
+def test_a_half_file_that_was_changed_is_not_waited_for(tmp_path: Path) -> None:
+    data = noise(8, 4 * BLOCK)
+    growing = Growing(Disk(), cache_in(tmp_path), BlobNo(1), identity(data))
+    growing.append(data[: 2 * BLOCK])
+    os.truncate(next((tmp_path / "cache").iterdir()), 100)
+    with pytest.raises(LostError):
+        growing.read(0, BLOCK)
+
+
+def test_what_the_cache_has_is_not_waited_for_elsewhere(tmp_path: Path) -> None:
+    data = noise(8, 2 * BLOCK)
+    cache = cache_in(tmp_path)
+    growing = fill(cache, 1, data)
+    cache.make_room()
+    with pytest.raises(LostError):
+        growing.read(0, BLOCK)
+
+
+def test_two_who_make_the_same_do_not_take_each_others_file(tmp_path: Path) -> None:
+    data = noise(8, 3 * BLOCK)
+    cache = cache_in(tmp_path)
+    one, other = (Growing(Disk(), cache, BlobNo(1), identity(data)) for _ in range(2))
+    one.append(data[:BLOCK])
+    other.append(data[: 2 * BLOCK])
+    assert one.read(0, BLOCK) == data[:BLOCK]
+    one.close()
+    other.append(data[2 * BLOCK :])
+    other.finish()
+    assert cache.has(BlobNo(1))
+
+
+def test_what_was_removed_is_no_longer_counted_from_the_next_file_on(tmp_path: Path) -> None:
+    cache = cache_in(tmp_path)
+    for number in range(3):
+        fill(cache, number, noise(number, 100_000))
+    shutil.rmtree(tmp_path / "cache")
+    fill(cache, 4, noise(4, 100_000))
+    assert (cache.used, cache.count) == (cachefile.file_size(100_000), 1)
+    os.unlink(tmp_path / "cache" / "000000000004")
+    fill(cache, 5, noise(5, 100_000))
+    assert (cache.used, cache.count) == (cachefile.file_size(100_000), 1)
+
+
 def test_the_least_recently_used_go_first_and_the_limit_holds(tmp_path: Path) -> None:
     data = [noise(10 + n, 300_000) for n in range(5)]
     cache = cache_in(tmp_path, limit=3 * cachefile.file_size(300_000))
@@ -170,7 +236,7 @@ def test_a_disk_that_fails_costs_no_reader_its_bytes(
             assert growing.read(0, growing.position) == data[: growing.position]
         assert growing.everything
         growing.finish()
-        if not cache.has(BlobNo(1)) and call != "rename":
+        if not cache.has(BlobNo(1)):
             assert growing.read(0, len(data)) == data
         growing.close()
         assert cache.read(BlobNo(1), identity(data), 0, 9) in (None, data[:9])

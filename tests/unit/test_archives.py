@@ -315,6 +315,35 @@ def test_bytes_flipped_in_the_cache_are_made_again(tmp_path: Path) -> None:
     trio.run(main)
 
 
+@pytest.mark.parametrize("how", ["removed", "cut"])
+def test_a_cache_that_is_deleted_while_an_archive_is_read_costs_nobody_a_byte(
+    tmp_path: Path, how: str
+) -> None:
+    data = gzipped(tar({"noise": noise(6, 3_000_000)} | sources()))
+    cache = tmp_path / "store" / "cache"
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"archive", data)
+            await age(store, ino)
+            got = await store.contents.read(ino, 0, 100_000)
+            for file in cache.iterdir():
+                os.truncate(file, 10) if how == "cut" else file.unlink()
+            while len(got) < len(data):
+                got += await store.contents.read(ino, len(got), len(got) + 100_000)
+            assert got == data
+            assert await content(store, ino) == data
+            assert store.archives.rebuilds.failed == 0
+            # One whose file has no name is there as long as somebody reads from it.
+            store.archives.rebuilds.idle_max_s = 0.0
+            await store.archives.rebuilds.look_after()
+            assert await content(store, ino) == data
+            assert store.archives.cache.count == 1
+            assert store.archives.rebuilds.under_way == 0
+
+    trio.run(main)
+
+
 @pytest.mark.parametrize("cache_size", [0, 200_000])
 def test_without_room_in_the_cache_reading_goes_on(tmp_path: Path, cache_size: int) -> None:
     data = droplet()
