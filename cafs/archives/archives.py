@@ -204,7 +204,7 @@ class Archives:
     # -- life ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """End what nobody reads any more, thaw what is read often; for ever.
+        """End what nobody reads any more, fill what is read slowly, thaw what often; for ever.
 
         Where archives were taken apart, what makes them again is looked for at once: that it is
         lost must not be found out by a reader.
@@ -214,6 +214,11 @@ class Archives:
                 await self.ready()
             except CafsError as error:
                 log.error("engines cannot be used: %s; what to do: %s", error, error.advice)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.rebuilds.fill)
+            nursery.start_soon(self._look_after)
+
+    async def _look_after(self) -> None:
         while True:
             await trio.sleep(LOOK_S)
             await self.rebuilds.look_after()

@@ -66,6 +66,16 @@ class Growing:
         """Whether all bytes up to *position* are still here."""
         return not self._spoilt or len(self._sums) - self._in_file == len(self._memory)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether some of them are in memory."""
+        return bool(self._memory)
+
+    @property
+    def filed(self) -> bool:
+        """Whether there is a file, that has all of them and takes more."""
+        return self._file is not None and not self._spoilt
+
     def has(self, start: int, end: int) -> bool:
         """Whether bytes [start, end) are here, or will be."""
         kept = next(iter(self._memory), len(self._sums)) * BLOCK

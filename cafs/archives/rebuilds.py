@@ -1,27 +1,27 @@
 """Readers of aged blobs: each blob is rebuilt once for all who read it at the moment.
 
 A rebuild is driven by its readers: whoever waits for bytes takes the next step, so where nobody
-waits nothing runs, and a reader that goes away needs no telling.  What was made stays in the
-cache if the blob was read to its end; else it goes, with the engine, some time after the last
-reader.  Belongs to the event loop.  Invariant: bytes are given out only when their checksum was
-right, and the last of a blob only when the SHA-256 of all of it was.
+waits nothing runs, and a reader that goes away needs no telling.  Only what is read more slowly
+than it is made goes on without its readers, into its file: they need no engine then, of which
+there are few.  What was made stays in the cache if it was made to its end; else it goes, with the
+engine, some time after the last reader.  Belongs to the event loop.  Invariant: bytes are given
+out only when their checksum was right, and the last of a blob only when the SHA-256 of all of it
+was.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 
 from cafs.archives.cache import Cache
-from cafs.archives.cachefile import Identity
 from cafs.archives.growing import BehindError, Growing, LostError
 from cafs.archives.nested import source_of
 from cafs.archives.rebuild import EngineOf, Rebuild, recipe_of
+from cafs.archives.run import Run
 from cafs.archives.uses import Uses
 from cafs.blobs.blobs import Blobs
 from cafs.blobs.reader import Reader
@@ -34,77 +34,22 @@ from cafs.workers import Workers
 
 log = logging.getLogger(__name__)
 
-RUNS_MAX: Final = 8
-"""Rebuilds that are there at the same time, paused ones included: each may be a process."""
+ENGINES_MAX: Final = 8
+"""Rebuilds with an engine, which may be a process, or with memory, paused ones included."""
+RUNS_MAX: Final = 32
+"""Rebuilds in all that wait for their next reader: the others have a file and nothing else ..."""
+KEPT_MIN: Final = 2 << 20
+"""... with so many bytes: fewer are made anew in no time."""
 IDLE_MAX_S: Final = 60.0
 """How long one waits for its next reader.  A slow client is one with long pauses."""
-GIVES_WAY_S: Final = 2.0
-"""How long one must have been idle to be ended for the sake of another."""
+GIVES_WAY_S: Final = 0.25
+"""For how long nobody must have needed an engine that is taken away for the sake of another."""
+FILLED_S: Final = 10.0
+"""How long after its last reader one is still made without them."""
 LOOK_S: Final = 1.0
 PIECE_MAX: Final = 4 << 20
 """Bytes that are waited for at once: less than what is kept in memory where there is no file."""
 ATTEMPTS: Final = 8
-
-
-class Run:
-    """One rebuild of one blob, as far as it has come."""
-
-    def __init__(
-        self, blob: BlobNo, inner: BlobNo, identity: Identity, growing: Growing, clock: Clock
-    ) -> None:
-        self.blob = blob
-        self.inner = inner
-        self.growing = growing
-        self.waiting = 0
-        """Readers that are in read()."""
-        self.last_used = clock.monotonic()
-        self.failed: CafsError | None = None
-        self.rebuild: Rebuild | None = None
-        self.lock = trio.Lock()
-        self.tried = 0
-        self.whole = False
-        self._clock = clock
-        self._identity = identity
-        self._sha256 = hashlib.sha256()
-        self._seen = 0
-
-    def begin(self, rebuild: Rebuild) -> None:
-        """Go through it from its first byte on; what is there already is not kept twice."""
-        self.rebuild = rebuild
-        self.tried += 1
-        self._sha256 = hashlib.sha256()
-        self._seen = 0
-
-    def sink(self, data: bytes | memoryview) -> None:
-        """Take the next verified bytes.  In a worker thread."""
-        self._sha256.update(data)
-        before, self._seen = self._seen, self._seen + len(data)
-        if self._seen > self._identity.size:
-            raise RebuildError(f"blob {self.blob} is rebuilt longer than it was")
-        if self._seen == self._identity.size and self._sha256.digest() != self._identity.sha256:
-            raise RebuildError(f"blob {self.blob} is rebuilt with another SHA-256 than it had")
-        fresh = self.growing.position - before
-        if fresh < len(data):
-            self.growing.append(memoryview(data)[max(0, fresh) :])
-
-    @property
-    def complete(self) -> bool:
-        """Whether all bytes were made."""
-        return self.growing.position == self._identity.size
-
-    def idle_s(self) -> float:
-        """For how long nobody has read from it."""
-        return 0.0 if self.waiting else self._clock.monotonic() - self.last_used
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Within the block somebody waits for it."""
-        self.waiting += 1
-        try:
-            yield
-        finally:
-            self.waiting -= 1
-            self.last_used = self._clock.monotonic()
 
 
 class Rebuilds:
@@ -138,6 +83,9 @@ class Rebuilds:
         self._uses = uses
         self._runs: list[Run] = []
         self._room = trio.lowlevel.ParkingLot()
+        """Those who wait for an engine."""
+        self._slow = trio.lowlevel.ParkingLot()
+        """Where fill() waits for a slow reader."""
         self.idle_max_s = IDLE_MAX_S
         self.begun = 0
         """Rebuilds that were begun."""
@@ -178,20 +126,18 @@ class Rebuilds:
             if found is not None:
                 return found
             run = await self._run_for(blob, start, end)
-            if run is None:
-                continue
             try:
                 with run.in_use():
                     return await self._from_run(run, start, end)
             except LostError:
-                # Nobody else has to try: whoever comes now begins another.
-                async with run.lock:
-                    await self._end(run)
+                await self._lose(run)
             except BehindError:
                 # What it had to keep is gone for this reader: it is made again.
                 continue
             finally:
                 self._room.unpark()
+                if run.slow:
+                    self._slow.unpark()
         raise RebuildError(f"blob {blob} cannot be kept long enough to be read")
 
     async def _from_cache(
@@ -204,25 +150,31 @@ class Rebuilds:
 
     # -- runs --------------------------------------------------------------------------------
 
-    async def _run_for(self, blob: BlobNo, start: int, end: int) -> Run | None:
-        """The run that has, or will have, bytes [start, end); None: look again."""
+    async def _run_for(self, blob: BlobNo, start: int, end: int) -> Run:
+        """The run that has, or will have, bytes [start, end)."""
         for run in self._runs:
             if run.blob == blob and run.failed is None and run.growing.has(start, end):
                 return run
-        if len(self._runs) >= RUNS_MAX:
-            await self._give_way()
-            return None
         return await self._begin(blob)
 
-    async def _give_way(self) -> None:
-        """End the run that was idle for longest, or wait until there is one to end."""
-        while len(self._runs) >= RUNS_MAX:
-            idlest = max(self._runs, key=Run.idle_s)
-            if idlest.idle_s() >= GIVES_WAY_S:
+    async def _engage(self, run: Run) -> None:
+        """Wait until there may be an engine for a run, or take that which is least needed."""
+        while not run.counts and sum(each.counts for each in self._runs) >= ENGINES_MAX:
+            if run.failed is not None:
+                raise run.failed
+            # One that is locked takes a step.
+            idle = [each for each in self._runs if each.counts and not each.lock.locked()]
+            idlest = max(idle, key=Run.spare_s, default=None)
+            left = GIVES_WAY_S - (0.0 if idlest is None else idlest.spare_s())
+            if idlest is None or left > 0:
+                with trio.move_on_after(left):
+                    await self._room.park()
+            elif idlest.growing.filed and idlest.growing.position >= KEPT_MIN:
+                # Its readers still have what was made; who needs more begins it anew.
+                await self._stop(idlest)
+            else:
                 await self._end(idlest)
-                return
-            with trio.move_on_after(LOOK_S):
-                await self._room.park()
+        run.engaged = True
 
     async def _begin(self, blob: BlobNo) -> Run:
         # No checkpoint before the run is in the list: else two would be made for one blob.
@@ -233,6 +185,11 @@ class Rebuilds:
         self._blobs.aged.hold(run.inner)
         self._runs.append(run)
         self.begun += 1
+        if len(self._runs) > RUNS_MAX:
+            others = [each for each in self._runs if each is not run and not each.lock.locked()]
+            idlest = max(others, key=Run.idle_s, default=run)
+            if idlest.idle_s() > 0 and idlest is not run:
+                await self._end(idlest)
         await trio.lowlevel.checkpoint_if_cancelled()
         return run
 
@@ -245,24 +202,33 @@ class Rebuilds:
                     raise BehindError
                 if run.growing.position < end:
                     await self._step(run)
-        if run.complete and not run.whole:
-            run.whole = True
-            await self._workers.run(run.growing.finish)
-        if run.complete and self.cache.has(run.blob):
-            # Others, too, read from there from now on.
-            await self._end(run)
-            record = self._blobs.get(run.blob)
-            found = await self._from_cache(run.blob, record, start, end)
-            if found is None:
-                raise BehindError
-            return bytes(found)
+        if run.complete:
+            await self._settle(run)
+            if self.cache.has(run.blob):
+                # Others, too, read from there from now on.
+                record = self._blobs.get(run.blob)
+                found = await self._from_cache(run.blob, record, start, end)
+                if found is None:
+                    raise BehindError
+                return bytes(found)
         return await self._workers.run(lambda: run.growing.read(start, end))
+
+    async def _settle(self, run: Run) -> None:
+        """All is made: it needs no engine any more, and nothing at all if the cache has it."""
+        async with run.lock:
+            if run in self._runs and not run.whole:
+                run.whole = True
+                await self._stop(run)
+                await self._workers.run(run.growing.finish)
+            if self.cache.has(run.blob):
+                await self._end(run)
 
     async def _step(self, run: Run) -> None:
         before, began = run.growing.position, self._clock.monotonic()
         try:
             if run.rebuild is None:
                 await self._ready()
+                await self._engage(run)
                 run.begin(await self._machine(run))
             assert run.rebuild is not None
             more = await run.rebuild.step()
@@ -271,7 +237,8 @@ class Rebuilds:
         except EngineError as error:
             # A process can be killed by somebody; a machine that is wrong is wrong twice.
             await self._stop(run)
-            if run.tried > 1:
+            run.faults += 1
+            if run.faults > 1:
                 await self._fail(run, error)
             log.warning("blob %d: %s; the engine is started once more", run.blob, error)
         except CafsError as error:
@@ -283,6 +250,7 @@ class Rebuilds:
         finally:
             self.made_bytes += run.growing.position - before
             self.busy_s += self._clock.monotonic() - began
+            run.stepped()
 
     async def _machine(self, run: Run) -> Rebuild:
         blob, inner = run.blob, run.inner
@@ -308,7 +276,8 @@ class Rebuilds:
         )
 
     async def _stop(self, run: Run) -> None:
-        rebuild, run.rebuild = run.rebuild, None
+        rebuild, run.rebuild, run.engaged = run.rebuild, None, False
+        self._room.unpark()
         if rebuild is not None:
             with trio.CancelScope(shield=True):
                 await rebuild.close()
@@ -325,18 +294,58 @@ class Rebuilds:
         await self._end(run)
         raise failed from error
 
+    async def _lose(self, run: Run) -> None:
+        """It does not have what it should: nobody else has to find that out."""
+        async with run.lock:
+            await self._end(run)
+
     async def _end(self, run: Run) -> None:
         """Let go of a run: whoever comes now begins another."""
         if run not in self._runs:
             return
         self._runs.remove(run)
-        self._room.unpark()
         try:
             await self._stop(run)
             with trio.CancelScope(shield=True):
                 await self._workers.run(run.growing.close)
         finally:
             self._blobs.aged.let_go(run.inner)
+
+    # -- slow readers ------------------------------------------------------------------------
+
+    async def fill(self) -> None:
+        """Make what is read slowly to its end, step by step and one after the other; for ever."""
+        while True:
+            run = self._to_fill()
+            if run is None:
+                await self._slow.park()
+                continue
+            try:
+                async with run.lock:
+                    if run in self._runs and not run.complete:
+                        await self._step(run)
+                if run.complete:
+                    await self._settle(run)
+            except LostError:
+                await self._lose(run)
+            except CafsError as error:
+                # Whoever reads on tries again, and hears of it.
+                log.debug("%s", error)
+
+    def _to_fill(self) -> Run | None:
+        """The one that is the first to be through, so that its engine is free the soonest."""
+        free = sum(run.counts for run in self._runs) < ENGINES_MAX
+        runs = [
+            run
+            for run in self._runs
+            if run.slow
+            and run.failed is None
+            and run.growing.filed
+            and not run.complete
+            and run.idle_s() < FILLED_S
+            and (run.engaged or free)
+        ]
+        return min(runs, key=lambda run: run.left, default=None)
 
     # -- life --------------------------------------------------------------------------------
 
@@ -348,13 +357,16 @@ class Rebuilds:
 
     async def close(self) -> None:
         """End everything."""
-        for run in list(self._runs):
+        for run in self._runs:
             run.failed = RebuildError("the store is being closed")
+        self._room.unpark_all()
+        for run in list(self._runs):
             async with run.lock:
                 await self._end(run)
 
     async def forget(self, blob: BlobNo) -> None:
         """A blob is not aged any more: what was kept of it goes."""
         for run in [run for run in self._runs if run.blob == blob and not run.waiting]:
-            await self._end(run)
+            async with run.lock:
+                await self._end(run)
         await self._workers.run(lambda: self.cache.drop(blob))
