@@ -141,10 +141,11 @@ class Cache:
         It is the caller's until :meth:`finish` has taken it, or :meth:`give_up`.
         """
         need = cachefile.file_size(size)
-        if need > self._limit:
-            return None
         self._look_again()
         with self._lock:
+            # Only what is whole can make room.
+            if self._growing + need > self._limit:
+                return None
             self._growing += need
             self._begun += 1
             path = self.directory / f"{blob:012x}.{self._begun}{_NEW}"
@@ -188,6 +189,7 @@ class Cache:
             log.info("%s", error)
             return False
         with self._lock:
+            # What is counted stays the same, so this is within the limit as it was.
             self._growing -= new.need
             self._used += new.need - self._files.pop(new.blob, 0)
             self._files[new.blob] = new.need

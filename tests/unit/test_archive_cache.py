@@ -205,6 +205,30 @@ def test_the_least_recently_used_go_first_and_the_limit_holds(tmp_path: Path) ->
     assert cache.used == 0 and os.listdir(tmp_path / "cache") == []
 
 
+def test_files_that_grow_at_the_same_time_keep_to_the_limit_together(tmp_path: Path) -> None:
+    data = noise(8, 3 * BLOCK)
+    limit = 2 * cachefile.file_size(len(data)) + BLOCK
+    cache = cache_in(tmp_path, limit=limit)
+    fill(cache, 9, data)
+    several = [Growing(Disk(), cache, BlobNo(n), identity(data)) for n in range(4)]
+    for growing in several:
+        growing.append(data[:BLOCK])
+    assert len(os.listdir(tmp_path / "cache")) == 2
+    for growing in several:
+        growing.append(data[BLOCK:])
+        growing.finish()
+    assert [cache.has(BlobNo(n)) for n in range(4)] == [True, True, False, False]
+    assert not cache.has(BlobNo(9))
+    assert cache.used <= limit
+    for growing in several[2:]:
+        assert growing.read(0, len(data)) == data
+        growing.close()
+    # What was given up makes room for the next.
+    fill(cache, 3, data)
+    assert cache.has(BlobNo(3))
+    assert cache.used <= limit
+
+
 def test_what_is_larger_than_the_cache_is_read_from_memory_behind_a_window(tmp_path: Path) -> None:
     data = noise(8, 10 * BLOCK + 5)
     cache = cache_in(tmp_path, limit=BLOCK)
