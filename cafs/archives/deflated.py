@@ -19,6 +19,10 @@ from cafs.blobs.recipe import Made, Part
 
 FIRST_PIECE: Final = 64 << 10
 """Bytes of the first made part: the sooner it is verified the sooner a reader has bytes."""
+PIECE_MAX: Final = 256 << 10
+"""Bytes of the later ones ..."""
+RAW_PIECE_MAX: Final = 2 << 20
+"""... and of what they are made of, as nearly as it is known: these are what takes time."""
 
 Guesser = Callable[[Sample], list[Guess]]
 Emit = Callable[[bytes], None]
@@ -61,6 +65,8 @@ class DeflatedStream:
         self._raw = bytearray()
         """What is held back."""
         self._raw_length = 0
+        self._work_summed = 0
+        """Raw bytes of what is summed, and those that they are made of in turn."""
         self._guesses: list[Guess] = []
         self._pieces: list[tuple[int, int]] = []
         self._summed = 0
@@ -92,15 +98,25 @@ class DeflatedStream:
         self._raw.clear()
         self._emit(raw)
 
-    def advance(self) -> None:
-        """All that was fed is of the stream."""
-        if self.known:
-            while len(self._bytes) >= self._next_length:
-                self._sum(self._next_length)
+    def advance(self, deeper: int = 0) -> None:
+        """All that was fed is of the stream.
+
+        *deeper*: how many bytes so far came out of what is inside it, and have to be made into
+        its raw bytes first.
+        """
+        if not self.known:
+            return
+        work = self._raw_length + deeper
+        while len(self._bytes) >= self._next_length:
+            self._sum(self._next_length)
+            self._work_summed = work
+        if self._bytes and work - self._work_summed >= RAW_PIECE_MAX:
+            self._sum(len(self._bytes))
+            self._work_summed = work
 
     @property
     def _next_length(self) -> int:
-        return min(recipe.MADE_MAX, max(FIRST_PIECE, self._summed))
+        return min(PIECE_MAX, max(FIRST_PIECE, self._summed))
 
     def _sum(self, length: int) -> None:
         piece = bytes(memoryview(self._bytes)[:length])

@@ -23,7 +23,8 @@ from cafs.archives.trial import Guess, Sample
 from cafs.blobs import recipe
 
 STEP: Final = 8 << 10
-"""Bytes that are fed at once until the engine is known: so that the sample's two sides match."""
+"""Bytes that are fed at once: so that the sample's two sides match, and made parts end where what
+they are made of is not too much."""
 TRAILING_MAX: Final = 64 << 10
 """Bytes behind the last member that are kept beside; more is no gzip file."""
 HEADER_MAX: Final = 4 << 10
@@ -97,12 +98,8 @@ class GzipPass:
         A few bytes may hold a lot: a step is some tenths of a second of work at most, or a
         second where an engine is looked for.  Raises LeftError, DiskFullError and its kin.
         """
-        at = 0
-        while at < len(data):
-            slow = self._stream is None or not self._stream.known
-            piece = data[at : at + STEP] if slow else data[at:]
-            yield from self._push(piece)
-            at += len(piece)
+        for at in range(0, len(data), STEP):
+            yield from self._push(data[at : at + STEP])
 
     def _push(self, piece: bytes) -> Iterator[None]:
         self._recent = piece
@@ -114,7 +111,8 @@ class GzipPass:
             self._take(event)
             yield from self._store()
         if self._stream is not None:
-            self._stream.advance()
+            inside = 0 if self._inside is None else self._inside.raw_bytes
+            self._stream.advance(self._nested_bytes + inside)
         self._recent_at += len(piece)
 
     def _take(self, event: Event) -> None:

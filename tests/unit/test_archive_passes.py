@@ -15,6 +15,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cafs.archives.deflated import PIECE_MAX, RAW_PIECE_MAX
 from cafs.archives.inner import GATHERED, InnerWriter
 from cafs.archives.uses import Uses
 from cafs.blobs import recipe
@@ -166,6 +167,53 @@ def test_odd_archives_are_right_or_left_alone(tmp_path: Path, kind: str) -> None
 
     trio.run(main)
     assert not findings(tmp_path / "store")
+
+
+DENSE = b"".join(b"ab" * 50 + b"%06d" % (number * 7919 % 1_000_000) for number in range(100_000))
+
+
+def jar(members: int) -> bytes:
+    """A zip whose members hold much more than it has bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for number in range(members):
+            archive.writestr(f"{number}.log", DENSE)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "inside"),
+    [
+        ({"noise": noise(5, 3_000_000)}, 0),
+        ({"dense": DENSE}, 0),
+        ({"dense.jar": jar(4)}, 4 * len(DENSE)),
+    ],
+    ids=["noise", "dense", "jar"],
+)
+def test_no_part_takes_long_to_be_made(
+    tmp_path: Path, files: dict[str, bytes], inside: int
+) -> None:
+    data = gzipped(tar(files))
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            blob = blob_of(store, await put(store, b"archive", data))
+            assert (await store.archives.take_apart(blob)).done
+            parts = [
+                part
+                for _, part in store.blobs.parts(blob, 0, len(data))
+                if part.kind == recipe.MADE
+            ]
+            inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+            at = 10
+            for part in parts:
+                raw = len(inflater.decompress(data[at : at + part.length]))
+                at += part.length
+                assert part.length <= PIECE_MAX
+                assert raw <= 2 * RAW_PIECE_MAX
+            assert len(parts) >= inside // (2 * RAW_PIECE_MAX)
+
+    trio.run(main)
 
 
 def test_uses_are_counted_by_the_day() -> None:
