@@ -61,6 +61,10 @@ class Compressor(Protocol):
         """
         ...
 
+    def cpu_s(self) -> float:
+        """Seconds of a processor that it has taken so far."""
+        ...
+
     def close(self) -> None:
         """Let go of everything, at any time and as often as one likes."""
         ...

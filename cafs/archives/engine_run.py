@@ -41,6 +41,9 @@ class EngineRun:
         """Bytes of its parts."""
         self.fed = 0
         """Bytes that the engine was given."""
+        self.longest_s = 0.0
+        """Of a processor, the most that one of its parts has taken of the engine."""
+        self._part_began_s = 0.0
         self._out = bytearray()
         self._compressor: Compressor | None = None
 
@@ -74,12 +77,15 @@ class EngineRun:
             self._take(self._compressor.feed(view[start : start + FEED_SIZE]), sink)
         if self.over:
             self._take(self._compressor.finish(), sink)
+            self._measure()
             self.close()
             if self._out or self._parts:
                 raise RebuildError("the engine made a stream of another length")
 
     def _take(self, made: bytes, sink: Sink) -> None:
         self._out += made
+        if self._parts and len(self._out) >= self._parts[0][0]:
+            self._measure()
         while self._parts and len(self._out) >= self._parts[0][0]:
             length, check = self._parts.popleft()
             piece = bytes(memoryview(self._out)[:length])
@@ -89,6 +95,13 @@ class EngineRun:
             sink(piece)
         if not self._parts and self._out:
             raise RebuildError("the engine made a stream of another length")
+
+    def _measure(self) -> None:
+        """A part is through."""
+        assert self._compressor is not None
+        now = self._compressor.cpu_s()
+        self.longest_s = max(self.longest_s, now - self._part_began_s)
+        self._part_began_s = now
 
     def close(self) -> None:
         """Let go of the engine."""

@@ -116,6 +116,10 @@ class GnuGzipCompressor:
             raise EngineError("gzip ended before its output did")
         return stream
 
+    def cpu_s(self) -> float:
+        """Seconds of a processor that the program has taken so far."""
+        return self._piped.cpu_s()
+
     def close(self) -> None:
         """End the program."""
         self._piped.close()

@@ -7,20 +7,27 @@ of the blob.  Belongs to the event loop; its engines stand back for everything e
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
 from cafs.archives.rebuild import EngineOf, Fetch, Rebuild, Source
+from cafs.archives.segments import LeftError
 from cafs.blobs import recipe
 from cafs.blobs.recipe import Part
 from cafs.clock import Clock
 from cafs.errors import RebuildError
 from cafs.index.layout import BlobRecord
 from cafs.workers import Workers
+
+PATIENCE_S: Final = 2.0
+"""Seconds of a processor that an engine may take for one part of an archive.  A reader has to wait
+for so long without a byte, and several times as long on a busy machine; a part of most archives
+takes a tenth."""
 
 
 class Proof(NamedTuple):
@@ -56,11 +63,13 @@ async def rebuild_and_compare(
     workers: Workers,
     clock: Clock,
     pace: Callable[[], Awaitable[None]] | None,
+    patience_s: float = math.inf,
 ) -> Proof:
     """Rebuild what *parts* say and compare it with a blob's size and SHA-256.
 
     *inner* is closed in the end; *pace* is awaited between steps.  Raises RebuildError,
-    EngineError, ChunkDamagedError.
+    EngineError, ChunkDamagedError, and LeftError when a part takes an engine longer than
+    *patience_s*.
     """
     sha256 = hashlib.sha256()
     size = busy = 0.0
@@ -79,6 +88,8 @@ async def rebuild_and_compare(
             began = clock.monotonic()
             more = await rebuild.step()
             busy += clock.monotonic() - began
+            if rebuild.longest_s > patience_s:
+                raise LeftError("a part of it takes too long to be made")
             if pace is not None:
                 await pace()
     finally:

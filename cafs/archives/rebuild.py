@@ -115,6 +115,8 @@ class Rebuild:
         """Of the recipe, what waits for what engines take in."""
         self._at = 0
         """First byte of the next part."""
+        self.longest_s = 0.0
+        """Of a processor, the most that an engine has taken for one part."""
 
     async def step(self) -> bool:
         """Hand on some more bytes, or come closer to that; False when all are through.
@@ -138,6 +140,7 @@ class Rebuild:
             return
         data = await self._raw(how.start + low, how.start + high)
         await self._workers.run(lambda: stream.work(data, self._sink))
+        self.longest_s = max(self.longest_s, stream.longest_s)
         if stream.over:
             self._stream = None
 
@@ -198,6 +201,7 @@ class Rebuild:
                     self._sink(each)
 
         await self._workers.run(work)
+        self.longest_s = max(self.longest_s, *(stream.longest_s for stream in streams), 0.0)
         self._batch = []
 
     async def _raw(self, low: int, high: int) -> bytes | memoryview:

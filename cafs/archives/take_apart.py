@@ -10,6 +10,7 @@ as it was, and what was stored to the sweep.  Belongs to the event loop.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -22,7 +23,7 @@ from cafs.archives.inner import InnerWriter
 from cafs.archives.nested import source_of
 from cafs.archives.own_bytes import own_bytes
 from cafs.archives.passes import GZIP, Passes, kind_of
-from cafs.archives.proof import PartIndex, Proof, rebuild_and_compare
+from cafs.archives.proof import PATIENCE_S, PartIndex, Proof, rebuild_and_compare
 from cafs.archives.rebuild import EngineOf, Source, recipe_of
 from cafs.archives.segments import Bounds, LeftError, outer_recipe
 from cafs.archives.work import Work
@@ -288,7 +289,7 @@ class TakeApart:
             engine_of = partial(_engine_at, chosen)
             source = self._source(work.inner_no, around.engines.rebuilder, nested=work.nested)
             try:
-                proof = await self._rebuild(record, parts, source, engine_of)
+                proof = await self._rebuild(record, parts, source, engine_of, PATIENCE_S)
                 self.proof_s = proof.busy_s
             except (RebuildError, EngineError) as error:
                 log.debug("blob %d: choice %d: %s", blob, choice, error)
@@ -337,7 +338,12 @@ class TakeApart:
         )
 
     async def _rebuild(
-        self, record: BlobRecord, parts: Sequence[Part], inner: Source, engine_of: EngineOf
+        self,
+        record: BlobRecord,
+        parts: Sequence[Part],
+        inner: Source,
+        engine_of: EngineOf,
+        patience_s: float = math.inf,
     ) -> Proof:
         around = self._around
         index = PartIndex(parts)
@@ -350,6 +356,7 @@ class TakeApart:
             around.workers,
             around.clock,
             self.pace,
+            patience_s,
         )
 
 

@@ -12,6 +12,7 @@ import ctypes
 import itertools
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -142,6 +143,7 @@ class ZlibCompressor:
         self._open = False
         self._waiting = bytearray()
         """What does not fill a step yet."""
+        self._cpu_s = 0.0
         status = engine.library.deflateInit2_(
             self._pointer,
             level,
@@ -183,6 +185,10 @@ class ZlibCompressor:
         self._waiting = bytearray()
         return stream
 
+    def cpu_s(self) -> float:
+        """Seconds of a processor that it has taken so far."""
+        return self._cpu_s
+
     def close(self) -> None:
         """Give zlib's memory back."""
         if self._open:
@@ -202,6 +208,7 @@ class ZlibCompressor:
         stream.next_in = held
         stream.avail_in = len(held)
         got = []
+        began = time.thread_time()
         while True:
             stream.next_out = self._out_address
             stream.avail_out = _OUT_SIZE
@@ -217,6 +224,7 @@ class ZlibCompressor:
                 break
             if not made:
                 raise EngineError("zlib: deflate makes no end")
+        self._cpu_s += time.thread_time() - began
         if stream.avail_in:
             raise EngineError("zlib: deflate leaves input behind")
         return got

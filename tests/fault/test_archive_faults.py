@@ -244,6 +244,9 @@ class LyingCompressor:
             return rest + b"x"
         return self._spoil(rest)
 
+    def cpu_s(self) -> float:
+        return self._compressor.cpu_s()
+
     def close(self) -> None:
         self._compressor.close()
 

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from cafs.archive_options import ArchiveOptions
+from cafs.archives import take_apart
 from cafs.blobs import recipe
 from cafs.errors import RebuildError
 from cafs.index.layout import BLOB_AGED, BLOB_LEFT
@@ -169,6 +170,30 @@ def test_what_came_before_decides_nothing(tmp_path: Path) -> None:
                 outcome = await store.archives.take_apart(blob_of(store, ino))
                 reasons.append(outcome.reason)
             assert reasons == ["", "", "no engine makes most of its members", "", ""]
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("kind", ["droplet", "zlib", "zip", "two members"])
+def test_what_an_engine_is_too_slow_with_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    data, other = ARCHIVES[kind](), droplet(mtime=1)
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            before = await put(store, b"before", other)
+            await age(store, before)
+            # Shorter than any part takes, with each engine.
+            monkeypatch.setattr(take_apart, "PATIENCE_S", 0.0)
+            ino = await put(store, b"archive", data)
+            outcome = await store.archives.take_apart(blob_of(store, ino))
+            assert "too long" in outcome.reason and outcome.lasting
+            assert store.blobs.get(blob_of(store, ino)).flags & BLOB_LEFT
+            assert await content(store, ino) == data
+            # What is stored is read and proven, however long that takes.
+            assert (await store.archives.prove(blob_of(store, before))).size == len(other)
+            assert await content(store, before) == other
 
     trio.run(main)
 
