@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ AnyPath = str | bytes | Path
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 AT_FDCWD = -100
+STATX_BASIC_STATS, STATX_BTIME = 0x7FF, 0x800
 _MAX_HANDLE = 128
 _DIRENT = struct.Struct("=QqHB")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -97,6 +99,14 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) itself, without the emulation that glibc's posix_fallocate has."""
     off = ctypes.c_int64
     _check(_libc.fallocate(fd, mode, off(offset), off(length)))
+
+
+def statx_mask(path: AnyPath) -> int:
+    """What statx(2) says that it has filled in, of the basic fields and the time of birth."""
+    buffer = ctypes.create_string_buffer(256)
+    asked = STATX_BASIC_STATS | STATX_BTIME
+    _check(_libc.statx(AT_FDCWD, os.fsencode(path), 0, asked, buffer))
+    return int.from_bytes(buffer.raw[:4], sys.byteorder)
 
 
 class FileHandle(NamedTuple):
