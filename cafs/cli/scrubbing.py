@@ -7,7 +7,11 @@ one goes on there.
 from __future__ import annotations
 
 import random
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,53 +37,55 @@ def run(
         note("going on where the last scrub stopped (--restart begins anew)")
     commit_first(path)
     began = time.monotonic()
-    with View(path) as view:
-        work = scrub.Scrub(view, rate, time.sleep)
-        found = _run(path, work, state, mode)
-        damaged = {damage.chunk for damage in found}
-        if state is not None:
-            found += _again(view, work, set(state.damaged) - damaged)
-        blobs = _blobs(view, found, mode)
-        proven = _prove(view, mode)
-        lacking = check_engines.lacking(view)
-        report = {
-            "store": str(path),
-            "read_bytes": work.read_bytes,
-            "read_chunks_count": work.read_chunks,
-            "took_s": round(time.monotonic() - began, 3),
-            "resumed": state is not None,
-            "damaged_chunks_count": len(found),
-            "damaged": [
-                {
-                    "chunk": damage.chunk,
-                    "sha256": damage.sha256.hex(),
-                    "pack": f"{damage.pack:08x}",
-                    "offset": damage.offset,
-                    "stored_bytes": damage.stored_length,
-                    "why": damage.why,
-                    "blobs": blobs.get(damage.chunk, []),
-                }
-                for damage in found
-            ],
-            **proven,
-            "engines_lacking_count": len(lacking),
-            "engines_lacking": [
-                {
-                    "engine": each.number,
-                    "version": each.record.version,
-                    "why": str(each),
-                    "advice": check_engines.ADVICE,
-                }
-                for each in lacking
-            ],
-        }
-        sound = set(work.sound_again)
-    if found or sound:
-        try:
-            condemn(path, {damage.chunk for damage in found})
-            condemn(path, sound, damaged=False)
-        except CafsError as error:
-            warn(f"what is damaged could not be marked: {error}")
+    with ExitStack() as noted:
+        with View(path) as view:
+            work = scrub.Scrub(view, rate, time.sleep)
+            noted.enter_context(_noted(path, work))
+            found = _run(path, work, state, mode)
+            damaged = {damage.chunk for damage in found}
+            if state is not None:
+                found += _again(view, work, set(state.damaged) - damaged)
+            blobs = _blobs(view, found, mode)
+            proven = _prove(view, mode)
+            lacking = check_engines.lacking(view)
+            report = {
+                "store": str(path),
+                "read_bytes": work.read_bytes,
+                "read_chunks_count": work.read_chunks,
+                "took_s": round(time.monotonic() - began, 3),
+                "resumed": state is not None,
+                "damaged_chunks_count": len(found),
+                "damaged": [
+                    {
+                        "chunk": damage.chunk,
+                        "sha256": damage.sha256.hex(),
+                        "pack": f"{damage.pack:08x}",
+                        "offset": damage.offset,
+                        "stored_bytes": damage.stored_length,
+                        "why": damage.why,
+                        "blobs": blobs.get(damage.chunk, []),
+                    }
+                    for damage in found
+                ],
+                **proven,
+                "engines_lacking_count": len(lacking),
+                "engines_lacking": [
+                    {
+                        "engine": each.number,
+                        "version": each.record.version,
+                        "why": str(each),
+                        "advice": check_engines.ADVICE,
+                    }
+                    for each in lacking
+                ],
+            }
+            sound = set(work.sound_again)
+        if found or sound:
+            try:
+                condemn(path, {damage.chunk for damage in found})
+                condemn(path, sound, damaged=False)
+            except CafsError as error:
+                warn(f"what is damaged could not be marked: {error}")
     try:
         scrub.save_state(path, None)
     except CafsError as error:
@@ -125,24 +131,30 @@ def say_report(path: Path, report: dict[str, Any]) -> None:
 
 
 def _run(path: Path, work: scrub.Scrub, state: scrub.State | None, mode: str) -> list[scrub.Damage]:
-    found: list[scrub.Damage] = []
-
-    def save(reached: scrub.State) -> None:
-        try:
-            scrub.save_state(path, reached)
-        except CafsError as error:
-            # A full or read-only disk can be scrubbed all the same; only not resumed.
-            warn(f"{error}; an interruption would begin anew")
-
     with progress(mode, "scrub", "bytes", work.total_bytes) as advance:
-        try:
-            for damage in work.run(state, advance, save):
-                found.append(damage)
-        except BaseException:
-            if work.reached is not None:
-                save(work.reached)
-            raise
-    return found
+        return list(work.run(state, advance, partial(_save, path)))
+
+
+def _save(path: Path, reached: scrub.State) -> None:
+    try:
+        scrub.save_state(path, reached)
+    except CafsError as error:
+        # A full or read-only disk can be scrubbed all the same; only not resumed.
+        warn(f"{error}; an interruption would begin anew")
+
+
+@contextmanager
+def _noted(path: Path, work: scrub.Scrub) -> Iterator[None]:
+    """Note how far the scrub is if it is ended by an error, Ctrl-C, or SIGTERM, as systemd does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except BaseException:
+        if work.reached is not None:
+            _save(path, work.reached)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _prove(view: View, mode: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Pack by pack, in the order in which the chunks lie, so that a disk reads straight on.  Each
 chunk's stored bytes must have its XXH3, and what they decode to its SHA-256.  Where the scrub
 is lies in ``STORE/scrub.toml``, so that it goes on after an interruption; what was found
-damaged is kept there, too.  Invariant: a pack that the file calls done was read whole.
+damaged is kept there, too.  Invariant: all that lies before the place in the file was read.
 
 Works beside a daemon: what a pack lost meanwhile has no record any more, nor has one that went.
 """
@@ -52,13 +52,19 @@ class State(NamedTuple):
     read_bytes: int
     damaged: list[int]
     """Numbers of the chunks that were found damaged."""
+    offset: int = 0
+    """What begins before it in that pack is done, too."""
 
 
 def load_state(store: Path) -> State | None:
     """Where the last scrub stopped; None when it came to its end, or there was none."""
     try:
         raw = tomllib.loads((store / STATE).read_text())
-        return State(raw["started_ns"], raw["pack"], raw["read_bytes"], list(raw["damaged"]))
+        # Once only whole packs were noted.
+        offset = raw.get("offset", 0)
+        return State(
+            raw["started_ns"], raw["pack"], raw["read_bytes"], list(raw["damaged"]), offset
+        )
     except (OSError, ValueError, KeyError):
         # Nothing depends on it: without it the scrub begins anew.
         return None
@@ -101,7 +107,7 @@ class Scrub:
         self.sound_again: set[int] = set()
         """Chunks that were marked as damaged, and are what was written after all."""
         self.reached: State | None = None
-        """Where another scrub would go on; None before the first pack is done."""
+        """Where another scrub would go on; None before the first chunk was read."""
 
     def _places(self) -> dict[PackNo, array[int]]:
         """Chunk numbers of each pack: 8 bytes a chunk, sorted pack by pack when it is read."""
@@ -119,7 +125,7 @@ class Scrub:
     ) -> Iterator[Damage]:
         """Read everything, from *state* on; what is damaged, as it is found."""
         began_ns = self._clock.now_ns() if state is None else state.started_ns
-        first = 0 if state is None else state.pack
+        first, within = (0, 0) if state is None else (state.pack, state.offset)
         damaged = [] if state is None else list(state.damaged)
         self.read_bytes = 0 if state is None else state.read_bytes
         began, read_before = self._clock.monotonic(), self.read_bytes
@@ -127,32 +133,37 @@ class Scrub:
         for pack in sorted(self._chunks):
             if pack < first:
                 continue
-            for damage in self._pack(pack):
-                if isinstance(damage, Damage):
-                    damaged.append(damage.chunk)
+            for offset, number, record in self._in_order(pack):
+                if pack == first and offset < within:
+                    continue
+                damage = self._chunk(number, record)
+                self.read_bytes += record.extent.stored_length
+                self.read_chunks += 1
+                if damage is not None:
+                    damaged.append(number)
+                behind = offset + record.extent.stored_length
+                self.reached = State(began_ns, pack, self.read_bytes, damaged, behind)
+                if damage is not None:
                     yield damage
                 on_progress(self.read_bytes)
+                if self._clock.monotonic() - saved > SAVE_EVERY_S:
+                    saved = self._clock.monotonic()
+                    save(self.reached)
                 if self._rate:
                     due = (self.read_bytes - read_before) / self._rate
                     wait = due - (self._clock.monotonic() - began)
                     if wait > _SLEEP_MIN_S:
                         self._sleep(wait)
-            self.reached = State(began_ns, pack + 1, self.read_bytes, damaged)
-            if self._clock.monotonic() - saved > SAVE_EVERY_S:
-                saved = self._clock.monotonic()
-                save(self.reached)
 
-    def _pack(self, pack: PackNo) -> Iterator[Damage | None]:
+    def _in_order(self, pack: PackNo) -> list[tuple[int, ChunkNo, ChunkRecord]]:
+        """The chunks of a pack, each behind its offset."""
         chunks = []
         for number in self._chunks[pack]:
             record = self._record(ChunkNo(number))
             if record is not None:
                 chunks.append((record.extent.offset, ChunkNo(number), record))
         chunks.sort()
-        for _, number, record in chunks:
-            yield self._chunk(number, record)
-            self.read_bytes += record.extent.stored_length
-            self.read_chunks += 1
+        return chunks
 
     def look(self, number: int) -> Damage | None:
         """Read one chunk; what is wrong with it, if anything is."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from cafs.operate.condemn import condemn
 from cafs.store import open_store
 from cafs.types import ROOT, ChunkNo
 from cafs.view import View
+from tests.conftest import ROOT as ROOT_DIRECTORY
 from tests.conftest import RunCafs
 from tests.unit.small_store import OPTIONS, findings, lookup, make, noise, write
 
@@ -96,8 +100,87 @@ def test_a_scrub_goes_on_where_it_stopped(store: Path) -> None:
     assert len(_scrub(store, state._replace(pack=0))) == 1
 
 
+def test_a_scrub_goes_on_within_a_pack_and_reads_each_chunk_once(store: Path) -> None:
+    with View(store) as view:
+        whole = scrub.Scrub(view, None, lambda _s: None)
+        list(whole.run(None, lambda _n: None, lambda _s: None))
+        # Of all the places at which it can be stopped, those at the ends and some between.
+        stops = {1, 2, whole.read_chunks // 2, whole.read_chunks - 1, whole.read_chunks}
+    for stop in sorted(stops):
+        with View(store) as view:
+            work = scrub.Scrub(view, None, lambda _s: None)
+
+            def interrupt(_read: int, work: scrub.Scrub = work, stop: int = stop) -> None:
+                if work.read_chunks == stop:
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                list(work.run(None, interrupt, lambda _s: None))
+            assert work.reached is not None
+            scrub.save_state(store, work.reached)
+        with View(store) as view:
+            rest = scrub.Scrub(view, None, lambda _s: None)
+            assert not list(rest.run(scrub.load_state(store), lambda _n: None, lambda _s: None))
+            assert rest.read_chunks == whole.read_chunks - stop
+            assert rest.read_bytes == rest.total_bytes
+
+
+def test_damage_found_before_an_interruption_is_in_the_end_s_report(
+    store: Path, run_cafs: RunCafs
+) -> None:
+    number = _flip(store, b"a/middle")
+    with View(store) as view:
+        work = scrub.Scrub(view, None, lambda _s: None)
+        assert next(work.run(None, lambda _n: None, lambda _s: None)).chunk == number
+        assert work.reached is not None
+        scrub.save_state(store, work.reached)
+    done = run_cafs("scrub", store, "--resume", "--json")
+    assert done.returncode == 8, done.stderr
+    assert [each["chunk"] for each in json.loads(done.stdout)["damaged"]] == [number]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_scrub_that_is_stopped_goes_on_where_it_was(
+    store: Path, run_cafs: RunCafs, number: signal.Signals
+) -> None:
+    whole = json.loads(run_cafs("scrub", store, "--json").stdout)
+    command = ["scrub", str(store), "--rate", "1MiB/s", "--progress", "json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cafs.cli.main", *command],
+        cwd=ROOT_DIRECTORY,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as stopped:
+        assert stopped.stderr is not None
+        for line in stopped.stderr:
+            if json.loads(line)["done"] > 300_000:
+                break
+        stopped.send_signal(number)
+        rest = stopped.stderr.read()
+        assert stopped.wait(60) == 130
+    assert "interrupted" in rest
+    state = scrub.load_state(store)
+    assert state is not None
+    assert state.read_bytes > 300_000
+    assert state.offset > 0
+    done = run_cafs("scrub", store, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["resumed"]
+    assert 0 < report["read_chunks_count"] < whole["read_chunks_count"]
+    assert report["read_bytes"] == whole["read_bytes"]
+    assert scrub.load_state(store) is None
+
+
+def test_a_note_of_an_older_scrub_is_understood(store: Path) -> None:
+    text = "started_ns = 1\npack = 2\nread_bytes = 3\ndamaged = [4]\n"
+    (store / scrub.STATE).write_text(text)
+    assert scrub.load_state(store) == scrub.State(1, 2, 3, [4], 0)
+
+
 def test_the_state_survives_and_goes(store: Path) -> None:
-    state = scrub.State(123, 4, 567, [8, 9])
+    state = scrub.State(123, 4, 567, [8, 9], 10)
     scrub.save_state(store, state)
     assert scrub.load_state(store) == state
     scrub.save_state(store, None)
