@@ -127,6 +127,9 @@ def label_and_value(key: str, value: object) -> tuple[str, str]:
                 return label.replace("_", " "), show(value)
         if key == "ratio":
             return key, f"{value:.3g}"
+    if value is None:
+        # What is not known has no unit.
+        key = next((key.removesuffix(each) for each in SUFFIXES if key.endswith(each)), key)
     return key.replace("_", " "), show_value(value)
 
 

@@ -111,6 +111,9 @@ def test_an_attempt_that_failed_is_made_again_after_the_interval(
 
 def test_status_tells_how_old_the_copy_is(store: Path, run_cafs: RunCafs) -> None:
     assert json.loads(run_cafs("status", store, "--json").stdout)["index_copy_age_s"] is None
+    assert ["index", "copy", "age", "-"] in [
+        line.split() for line in run_cafs("status", store).stdout.splitlines()
+    ]
     copy_index(store)
     _aged(store / copyplace.DIRECTORY / pages.FILE, 7200)
     age_s = json.loads(run_cafs("status", store, "--json").stdout)["index_copy_age_s"]

@@ -30,7 +30,7 @@ from cafs.cli.progress import progress
         ("used_percent", 12.0, "used", "12 %"),
         ("pid", 16384, "pid", "16384"),
         ("allow_other", True, "allow other", "yes"),
-        ("last_bytes", None, "last bytes", "-"),
+        ("last_bytes", None, "last", "-"),
         ("problem", "", "problem", "-"),
         ("_bytes", 1, " bytes", "1"),
     ],
