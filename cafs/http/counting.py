@@ -191,7 +191,7 @@ def archive_metrics(archives: dict[str, Any]) -> Iterator[Metric]:
     # It may sink: the first archive of its kind takes more than it saves.
     yield _gauge(
         "cafs_archives_gained_bytes",
-        "Stored bytes saved so far, in the store's whole life.",
+        "Stored bytes that archives taken apart save, as they were counted then.",
         archives["gained_bytes"],
     )
     left = CounterMetricFamily(
