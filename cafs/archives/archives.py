@@ -76,6 +76,7 @@ class Archives:
         self._foreground = Workers(REBUILDS_AT_ONCE, "rebuild")
         self._background = Workers(1, "ageing", niceness=19)
         self._opened = False
+        self._closing = False
         self._opening = trio.Lock()
         self._upgraded = False
         self.raw_rate = FIRST_RATE
@@ -213,7 +214,8 @@ class Archives:
             try:
                 await self.ready()
             except CafsError as error:
-                log.error("engines cannot be used: %s; what to do: %s", error, error.advice)
+                if not self._closing:
+                    log.error("engines cannot be used: %s; what to do: %s", error, error.advice)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.rebuilds.fill)
             nursery.start_soon(self._look_after)
@@ -231,6 +233,7 @@ class Archives:
 
     async def close(self) -> None:
         """End all rebuilds; what reads now hears that the store is being closed."""
+        self._closing = True
         await self.rebuilds.close()
 
     def let_go(self) -> None:
