@@ -77,7 +77,10 @@ class Detached:
         return swept
 
     def _some(self, ino: Ino, after: int, limit: int, now_ns: int, swept: Swept) -> int:
-        directory = self._inodes.get(ino)
+        directory = self._inodes.find(ino)
+        if directory is None:
+            # Its last entry went in the step before, and then whoever still had it let go.
+            return 0
         entries = list(islice(self._names.listing(ino, after), limit))
         left = max(0, directory.blob - len(entries))
         if len(entries) < limit:

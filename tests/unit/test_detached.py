@@ -98,6 +98,25 @@ def test_taking_out_costs_the_same_however_much_is_below(path: Path) -> None:
     in_store(path, work)
 
 
+def test_one_that_is_empty_may_be_forgotten_before_that_is_seen(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(store: Store) -> None:
+        top = store.tree.create(ROOT, b"top", DIRECTORY, 0, 0)
+        fill(store, top, [4])
+        store.tree.detach(ROOT, b"top")
+        # As many as there are: whether there are more is for the next step to see.
+        assert store.nameless.sweep_detached(4).entries == 4
+        store.nameless.forget(top)
+        await swept(store)
+        assert not store.tree.detached
+        assert store.counters.inodes == 1
+
+    in_store(path, work)
+    assert_sound(path)
+    assert not caplog.records
+
+
 def test_an_open_file_in_it_stays_readable(path: Path) -> None:
     async def work(store: Store) -> None:
         top = store.tree.create(ROOT, b"top", DIRECTORY, 0, 0)
