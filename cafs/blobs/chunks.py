@@ -249,9 +249,10 @@ class Chunks:
             return self._packs.cut(pack, end, least)
 
     def landing_packs(self) -> set[PackNo]:
-        """Packs that hold chunks which no record names yet."""
+        """Packs with chunks that no record names yet, new copies of damaged ones among them."""
         with self._lock:
-            return {extent.pack for _, extent in self._landing_extents.values()}
+            landing = {extent.pack for _, extent in self._landing_extents.values()}
+            return landing | {extent.pack for extent in self._healing.values()}
 
     def count(self, numbers: Sequence[ChunkNo], *, hidden: bool = False) -> None:
         """Count one reference for each number and let go of its pin.

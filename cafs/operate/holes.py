@@ -122,6 +122,8 @@ class Holes:
     async def _look(self, number: PackNo, record: PackRecord) -> _Found | None:
         """Find what is dead; None if that is not sure at the moment."""
         store = self._store
+        if number in store.chunks.landing_packs():
+            return None
         ranges: Ranges = []
         try:
             ranges, alive = await self._dead_ranges(number, record.size)

@@ -8,11 +8,12 @@ import pytest
 
 from cafs.config import StoreParams
 from cafs.errors import DiskFullError
+from cafs.index import layout
 from cafs.newstore import create
 from cafs.operate.compact import Compactor
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
-from cafs.types import ROOT
+from cafs.types import ROOT, ChunkNo
 from tests.model.storethread import QUIET
 from tests.unit.small_store import assert_sound, in_store, noise, write
 
@@ -112,6 +113,36 @@ def test_a_sidecar_that_lacks_chunks_makes_no_hole(
 
     in_store(path, work, QUIET)
     assert "what is dead in pack 00000001 is left" in caplog.text
+
+
+def test_what_heals_a_damaged_chunk_is_alive_before_the_index_says_so(path: Path) -> None:
+    async def work(store: Store) -> None:
+        await write(store, ROOT, NAMES[0], noise(0, SIZE))
+        await store.sync_all()
+        lost = [ChunkNo(int.from_bytes(key, "big")) for key, _ in _chunk_records(store)]
+        store.chunks.condemn(lost, damaged=True)
+        await store.commit()
+        store.packs.roll()
+        # The same bytes once more: they are in a pack, and no record has them there yet.
+        again = await write(store, ROOT, b"again", noise(0, SIZE))
+        await write(store, ROOT, b"other", noise(99, SIZE))
+        store.packs.roll()
+        store.chunks.write_back()
+        store.pack_table.save(store.packs, store.clock.now_ns())
+        be_full(store)
+        compactor = Compactor(store)
+        await compactor.once(0.9, 0.0)
+        be_full(store)
+        await compactor.once(0.9, 0.0)
+        assert await store.contents.read(again, 0, SIZE) == noise(0, SIZE)
+        await store.commit()
+        await check(store, NAMES[:1])
+
+    in_store(path, work, QUIET)
+
+
+def _chunk_records(store: Store) -> list[tuple[bytes, bytes]]:
+    return list(store.overlay.scan(layout.CHUNKS, b"", b""))
 
 
 def test_a_pack_that_was_copied_goes_before_the_next_is_copied(
