@@ -40,24 +40,28 @@ class Mended(NamedTuple):
         return text
 
 
-class _Page(NamedTuple):
+class Page(NamedTuple):
+    """The bytes of one of them, at least so many as LMDB gives a meaning to."""
+
     data: bytes
 
     @property
     def whole(self) -> bool:
+        """Whether LMDB takes it for a meta page."""
         flags = _HEADER.unpack_from(self.data)[2]
         constants = _CONSTANTS.unpack_from(self.data, _HEADER.size)
         return bool(flags & _META_PAGE) and constants == (_MAGIC, _VERSION)
 
     @property
     def txn(self) -> int:
+        """The number of the commit that it belongs to."""
         txn: int = struct.unpack_from("<Q", self.data, _TXN_AT)[0]
         return txn
 
-    def with_constants(self, page: int) -> _Page:
+    def with_constants(self, page: int) -> Page:
         """With all that is the same in every meta page put right."""
         head = _HEADER.pack(page, 0, _META_PAGE, 0, 0) + _CONSTANTS.pack(_MAGIC, _VERSION)
-        return _Page(head + self.data[len(head) :])
+        return Page(head + self.data[len(head) :])
 
 
 def mend(directory: Path, *, lose_commit: bool) -> Mended | None:
@@ -76,7 +80,7 @@ def mend(directory: Path, *, lose_commit: bool) -> Mended | None:
     except OSError as error:
         raise from_os_error(error, f"open {path}") from error
     try:
-        pages = [_Page(os.pread(fd, PAGE, number * PAGE)) for number in (0, 1)]
+        pages = [Page(os.pread(fd, PAGE, number * PAGE)) for number in (0, 1)]
         if any(len(page.data) < PAGE for page in pages):
             return None
         bad = [number for number, page in enumerate(pages) if not page.whole]

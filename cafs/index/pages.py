@@ -33,8 +33,7 @@ _META: Final = struct.Struct("<IIQQ")
 _DB: Final = struct.Struct("<IHHQQQQQ")
 _NODE: Final = struct.Struct("<HHHH")
 _U64: Final = struct.Struct("<Q")
-_MAGIC: Final = 0xBEEFC0DE
-_BRANCH, _LEAF, _OVERFLOW, _META_PAGE = 1, 2, 4, 8
+_BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
 _BIG, _SUBDATA = 1, 2
 _NONE: Final = (1 << 64) - 1
 _NOWHERE: Final = 0xFFFFFFFFFFFE
@@ -302,9 +301,7 @@ def _newest_meta(fd: int, txn_id: int | None) -> tuple[int, int, tuple[bytes, by
         data = os.pread(fd, 4096, page * size)
         if len(data) < 4096:
             continue
-        flags = _HEADER.unpack_from(data)[2]
-        magic, version, _, _ = _META.unpack_from(data, _HEADER.size)
-        if magic != _MAGIC or version != 1 or not flags & _META_PAGE:
+        if not meta.Page(data).whole:
             continue
         start = _HEADER.size + _META.size
         free, main = (data[start + i * _DB.size : start + (i + 1) * _DB.size] for i in (0, 1))
