@@ -9,18 +9,19 @@ from __future__ import annotations
 from cafs.blobs.chunks import Chunks
 from cafs.errors import CafsError, ChunkDamagedError, IndexDamagedError
 from cafs.index import pages
+from cafs.units import plural
 
 
 def damage(chunks: Chunks, index_faults: int) -> CafsError | None:
     """The damage that was found since the start, at the start included; None if there is none."""
     if index_faults:
         return IndexDamagedError(
-            f"the index is damaged in {index_faults} places: what lay there answers EIO",
+            f"the index is damaged in {plural(index_faults, 'place')}: what lay there answers EIO",
             advice=pages.ADVICE,
         )
     if count := len(chunks.damaged):
         return ChunkDamagedError(
-            f"{count} chunks are damaged or lost: files that have them answer EIO there",
+            f"damaged or lost: {plural(count, 'chunk')}; files that need them answer EIO there",
             advice="copy the files that the log names in again; cafs scrub STORE names all of them",
         )
     return None

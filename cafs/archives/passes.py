@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
 
-from cafs.archives import gzip_format, zip_format
+from cafs.archives import zip_format
 from cafs.archives.engine import Engine
 from cafs.archives.engines import Engines
 from cafs.archives.gzip_format import Header
@@ -25,19 +24,9 @@ from cafs.blobs.recipe import Part
 from cafs.errors import EngineError
 from cafs.workers import Workers
 
-GZIP: Final = "gzip"
-ZIP: Final = "zip"
-
 Pass = GzipPass | ZipPass
 Read = Callable[[int, int], Awaitable[bytes | memoryview]]
 """Bytes [start, end) of the archive."""
-
-
-def kind_of(head: bytes) -> str:
-    """GZIP, ZIP, or empty for what is no archive, by its first bytes."""
-    if head.startswith(gzip_format.MAGIC):
-        return GZIP
-    return ZIP if head.startswith(zip_format.MAGIC) else ""
 
 
 class Passes:

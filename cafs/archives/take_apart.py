@@ -20,9 +20,10 @@ from cafs.archives.engine_run import DEPTH_MAX
 from cafs.archives.engines import Engines
 from cafs.archives.gzip_pass import GzipPass
 from cafs.archives.inner import InnerWriter
+from cafs.archives.kind import GZIP, MAGIC_BYTES, kind_of
 from cafs.archives.nested import source_of
 from cafs.archives.own_bytes import own_bytes
-from cafs.archives.passes import GZIP, Passes, kind_of
+from cafs.archives.passes import Passes
 from cafs.archives.proof import PATIENCE_S, PartIndex, Proof, rebuild_and_compare
 from cafs.archives.rebuild import EngineOf, Source, recipe_of
 from cafs.archives.segments import Bounds, LeftError, outer_recipe
@@ -122,7 +123,7 @@ class TakeApart:
         work: Work | None = None
         around.blobs.aged.hold(blob)
         try:
-            kind = kind_of(bytes(await around.reader.read(blob, 0, min(64, record.size))))
+            kind = kind_of(bytes(await around.reader.read(blob, 0, min(MAGIC_BYTES, record.size))))
             if not self._may(blob):
                 reason = "it is being written to, or is not plain"
             elif record.flags & BLOB_LEFT:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import trio
 
+from cafs.archives.kind import GZIP, ZIP
 from cafs.archives.take_apart import Outcome
 from cafs.errors import CafsError, DiskError, DiskFullError, ReadOnlyError, first_foreseen
 from cafs.log import RateLimit
@@ -24,7 +25,6 @@ from cafs.operate import candidates, engine_proofs
 from cafs.operate.ageing_job import Job, Report, count_reason
 from cafs.operate.ageing_state import State
 from cafs.operate.candidates import Candidate, Found, Rules
-from cafs.operate.first_bytes import GZIP, ZIP
 from cafs.operate.governor import Governor
 from cafs.store import Store
 from cafs.types import TIME_MAX_NS, BlobNo

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final, Self
 
 from cafs.archives.archives import FIRST_RATE
+from cafs.archives.kind import GZIP, KINDS
 from cafs.durable import Disk
 from cafs.errors import CafsError
 from cafs.lock import StoreLock
 from cafs.operate.candidates import GAIN_FIRST
-from cafs.operate.first_bytes import GZIP, KINDS
 
 log = logging.getLogger(__name__)
 

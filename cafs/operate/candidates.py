@@ -19,10 +19,11 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
+from cafs.archives.kind import GZIP, ZIP, kind_of
 from cafs.archives.nested import engines_of
 from cafs.errors import CafsError, DaemonError, DamagedError, NotFoundError
 from cafs.index import layout
-from cafs.operate.first_bytes import GZIP, ZIP, head_of, kind_of
+from cafs.operate.first_bytes import head_of
 from cafs.operate.passed_over import DAMAGED, NO_ARCHIVE, PassedOver
 from cafs.operate.paths import resolve
 from cafs.types import BlobNo, Ino
@@ -150,7 +151,7 @@ class Search:
                 self._passed.add(blob, DAMAGED)
                 continue
             use = uses[blob]
-            if kind is None:
+            if not kind:
                 strangers.append(blob)
                 self._passed.add(blob, NO_ARCHIVE)
             elif kind == GZIP and self._is_newest(use, parents, partitions):

@@ -1,26 +1,14 @@
-"""What the first bytes of a blob say that it is.
+"""The first bytes of a blob, which say what it is.
 
 Invariant: no more is read than the chunks that these bytes lie in.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
+from cafs.archives.kind import MAGIC_BYTES
 from cafs.blobs import recipe
 from cafs.types import BlobNo, ChunkNo
 from cafs.view import View
-
-GZIP: Final = "gzip"
-ZIP: Final = "zip"
-KINDS: Final = (GZIP, ZIP)
-_MAGIC: Final = ((b"\x1f\x8b\x08", GZIP), (b"PK\x03\x04", ZIP))
-MAGIC_BYTES: Final = 4
-
-
-def kind_of(head: bytes) -> str | None:
-    """What the first bytes of a blob say that it is; None: nothing that can be taken apart."""
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
 def head_of(view: View, blob: BlobNo) -> bytes:

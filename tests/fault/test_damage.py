@@ -159,7 +159,7 @@ def test_a_file_that_is_copied_in_again_heals_all_that_shared_its_damage(filled:
     wait_until("the chunk is marked", lambda: "damaged file" in _log(filled))
     health = _health(filled)
     assert health["state"] == "trouble"
-    assert "1 chunks are damaged" in health["problem"]
+    assert "1 chunk;" in health["problem"]
     assert "copy the files" in health["what_to_do"]
     sha256 = hashlib.sha256(_expected()["shared/one"]).hexdigest()
     shown = filled.run("blob", sha256, "--store", str(filled.store), "--chunks")

@@ -13,6 +13,7 @@ import trio
 
 from cafs.archive_options import ArchiveOptions
 from cafs.archives.archives import Archives
+from cafs.archives.kind import GZIP, ZIP
 from cafs.archives.take_apart import TakeApart
 from cafs.errors import DiskFullError, NotFoundError, RebuildError, StoreBusyError
 from cafs.index import layout
@@ -23,7 +24,6 @@ from cafs.operate.ageing import Ageing
 from cafs.operate.ageing_job import REASONS_MAX, Job, Report, count_reason
 from cafs.operate.ageing_state import FILE, PRIOR_BYTES, State
 from cafs.operate.candidates import GAIN_FIRST
-from cafs.operate.first_bytes import GZIP, ZIP
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
 from cafs.types import ROOT, BlobNo, Ino
