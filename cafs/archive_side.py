@@ -66,6 +66,7 @@ def build(store: Store, options: ArchiveOptions) -> Archives:
             contents.ingest,
             store.workers,
             contents.writes_on,
+            contents.reads_on,
             upgrade,
             admit,
         ),

@@ -191,6 +191,11 @@ class Contents:
         """Whether somebody has the file open."""
         return ino in self._openers
 
+    def reads_on(self, blob: BlobNo) -> bool:
+        """Whether somebody has a file with this content open, and so may be in the midst of it."""
+        found = map(self.tree.inodes.find, list(self._openers))
+        return any(attr is not None and attr.blob == blob for attr in found)
+
     def closed(self, ino: Ino, *, writable: bool) -> None:
         """Somebody let go of it; the last writer's leaving begins to finish its content."""
         _decrement(self._openers, ino)

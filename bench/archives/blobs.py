@@ -30,7 +30,9 @@ class Read(NamedTuple):
     seconds: float
     """To the last."""
     stall_s: float
-    """The longest that no byte came."""
+    """The longest that no byte came ..."""
+    stall_at: int
+    """... and behind how many bytes that was."""
     bytes: int
     sha256: str
 
@@ -127,7 +129,7 @@ def verify(blob: Blob, read: Read, how: str) -> None:
 
 def _read(start: float, pieces: Iterator[bytes], what: str, like: Path | None) -> Read:
     digest = hashlib.sha256()
-    size = 0
+    size = stall_at = 0
     first = stall = 0.0
     last = start
     with open(like or os.devnull, "rb") as original:
@@ -135,11 +137,12 @@ def _read(start: float, pieces: Iterator[bytes], what: str, like: Path | None) -
             now = time.monotonic()
             if not size:
                 first = now - start
-            stall = max(stall, now - last)
+            if now - last > stall:
+                stall, stall_at = now - last, size
             if like is not None and original.read(len(piece)) != piece:
                 raise UnlikeError(f"{what}: other bytes behind offset {size:,}")
             size += len(piece)
             digest.update(piece)
             # What comparing takes is not the other side's.
             last = time.monotonic()
-    return Read(first, time.monotonic() - start, stall, size, digest.hexdigest())
+    return Read(first, time.monotonic() - start, stall, stall_at, size, digest.hexdigest())

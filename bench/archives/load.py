@@ -34,7 +34,9 @@ class Seen:
     first_byte_s: float = 0.0
     """The longest wait for a first byte."""
     stall_s: float = 0.0
-    """The longest that a read stood still."""
+    """The longest that a read stood still ..."""
+    stall_where: str = ""
+    """... and what was read, and how."""
     failures: list[str] = field(default_factory=list)
 
 
@@ -106,12 +108,13 @@ class Readers:
                 else:
                     self.seen.cut_off += 1
         else:
-            self._note(read)
+            self._note(read, f"{blob.path} {how}, behind {read.stall_at:,} of {blob.size:,} bytes")
 
-    def _note(self, read: Read) -> None:
+    def _note(self, read: Read, what: str) -> None:
         with self._lock:
             seen = self.seen
             seen.reads += 1
             seen.bytes += read.bytes
             seen.first_byte_s = max(seen.first_byte_s, read.first_byte_s)
-            seen.stall_s = max(seen.stall_s, read.stall_s)
+            if read.stall_s > seen.stall_s:
+                seen.stall_s, seen.stall_where = read.stall_s, what

@@ -190,7 +190,7 @@ class Job:
         print(
             f"  meanwhile {seen.reads:,} reads of {seen.bytes / 1e9:,.1f} GB, {seen.cut_off} cut "
             f"off by kills; longest wait for a first byte {seen.first_byte_s:.2f} s, for the next "
-            f"{seen.stall_s:.2f} s",
+            f"{seen.stall_s:.2f} s ({seen.stall_where})",
             flush=True,
         )
         if seen.failures:

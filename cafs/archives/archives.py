@@ -61,6 +61,8 @@ class StoreSide(NamedTuple):
     """For foreground ingest."""
     busy: Callable[[BlobNo], bool]
     """Whether somebody is writing on top of a blob."""
+    open: Callable[[BlobNo], bool]
+    """Whether somebody has a file open that has this blob."""
     upgrade: Callable[[], None]
     """Makes the store's version one that may hold aged blobs, durably.  Blocks."""
     admit: Callable[[], Awaitable[None]]
@@ -105,6 +107,7 @@ class Archives:
                 side.clock,
                 Bounds(options.max_inflated, options.max_ratio),
                 side.busy,
+                side.open,
                 self._prepare,
                 side.admit,
             )

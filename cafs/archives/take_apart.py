@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
+import trio
+
 from cafs.archives.engine import Engine
 from cafs.archives.engine_run import DEPTH_MAX
 from cafs.archives.engines import Engines
@@ -47,6 +49,11 @@ WORK_S: Final = 0.2
 """... and after so long others get their turn."""
 ROWS_AT_ONCE: Final = 4 * PARTS_PER_ROW
 CHOICES_MAX: Final = 4
+READERS_S: Final = 60.0
+"""How long an archive that is ready waits for those who have it open ..."""
+LOOK_S: Final = 0.5
+"""... and how often it looks."""
+_READ: Final = "somebody has it open"
 
 
 class Outcome(NamedTuple):
@@ -94,6 +101,8 @@ class Surroundings(NamedTuple):
     bounds: Bounds
     busy: Callable[[BlobNo], bool]
     """Whether somebody is writing on top of a blob."""
+    open: Callable[[BlobNo], bool]
+    """Whether somebody has a file open that has this blob."""
     prepare: Callable[[], Awaitable[None]]
     """Makes sure that the store may hold aged blobs.  Raises DiskFullError and its kin."""
     admit: Callable[[], Awaitable[None]]
@@ -126,6 +135,8 @@ class TakeApart:
             kind = kind_of(bytes(await around.reader.read(blob, 0, min(MAGIC_BYTES, record.size))))
             if not self._may(blob):
                 reason = "it is being written to, or is not plain"
+            elif around.open(blob):
+                reason = _READ
             elif record.flags & BLOB_LEFT:
                 reason, lasting = "it was looked at before", True
             elif not kind:
@@ -206,6 +217,8 @@ class TakeApart:
         except EngineError as error:
             return str(error), False
         assert work.outer_no is not None
+        if not await self._is_let_go_of(blob):
+            return _READ, False
         if not self._may(blob):
             return "it was changed meanwhile", False
         # From here on there is no checkpoint until all is exchanged.
@@ -215,6 +228,19 @@ class TakeApart:
         if not work.swapped:
             return "it was changed meanwhile", False
         return "", False
+
+    async def _is_let_go_of(self, blob: BlobNo) -> bool:
+        """Wait until nobody has it open; False if that takes too long.
+
+        Who is in the midst of it would have to wait for all that lies before to be made.
+        """
+        clock = self._around.clock
+        until = clock.monotonic() + READERS_S
+        while self._around.open(blob):
+            if clock.monotonic() >= until:
+                return False
+            await trio.sleep(LOOK_S)
+        return True
 
     async def _store(self, blob: BlobNo, record: BlobRecord, kind: str, work: Work) -> None:
         around = self._around

@@ -136,6 +136,19 @@ def test_orders_that_make_no_sense(mount: Mount, arguments: list[str]) -> None:
     assert order(mount, *arguments, code=2)["error"] == "UsageError"
 
 
+def test_who_is_in_the_midst_of_an_archive_does_not_wait_for_what_lies_before(
+    mount: Mount,
+) -> None:
+    mount.start()
+    path = put(mount, "a/x", DROPLET)
+    with path.open("rb", buffering=0) as file:
+        assert file.read(1000) == DROPLET[:1000]
+        assert order(mount, "--now")["left"] == {"somebody has it open": 1}
+    # The kernel tells of a closed file a moment later.
+    wait_until("it is taken apart", lambda: order(mount, "--now")["taken_apart_count"] == 1)
+    assert path.read_bytes() == DROPLET
+
+
 def test_a_path_that_is_not_there(mount: Mount) -> None:
     assert order(mount, "--path", "/nowhere", code=3)["error"] == "NotFoundError"
     mount.start()
