@@ -72,7 +72,11 @@ async def _share(store: Store, source: Ino, copy: Ino) -> Attr:
     """Give *copy* the content of *source*; attributes of *source* at the moment that it is of."""
     tree, blobs = store.tree, store.blobs
     for _ in range(TRIES):
+        # No checkpoint between this and a look at the recipe: it is never met half-way, with
+        # some of what was written in it and some not.
+        await store.contents.settle(source)
         before = store.contents.attr(source)
+        version = _version(store, before)
         while not _is_shareable(store, before.blob) and before.size > FORKED_AT_ONCE:
             # It is still being hashed, or written: its parts are listed once more, some at a
             # time.  So it is on disk at any moment as far as it has come.
@@ -83,12 +87,13 @@ async def _share(store: Store, source: Ino, copy: Ino) -> Attr:
                 return before
             await store.make_room()
             await trio.lowlevel.checkpoint()
-            if _version(store.contents.attr(source)) != _version(before):
+            if _version(store, store.contents.attr(source)) != version:
                 break
         else:
             break
         # It has changed meanwhile, or has its digests now: from the beginning.
         tree.publish(copy, NO_BLOB, 0)
+    else:
         await store.contents.settle(source)
     # No checkpoint from here on: the blob is not referred to before the end.
     before = tree.inodes.get(source)
@@ -99,9 +104,12 @@ async def _share(store: Store, source: Ino, copy: Ino) -> Attr:
     return before
 
 
-def _version(attr: Attr) -> tuple[BlobNo, int, int]:
-    """What of a file is different when its content is."""
-    return attr.blob, attr.size, attr.mtime_ns
+def _version(store: Store, attr: Attr) -> tuple[BlobNo, int, int, int]:
+    """What of a file is different when its content is.
+
+    What was written before its attributes were asked for may come into its blob later.
+    """
+    return attr.blob, attr.size, attr.mtime_ns, store.blobs.edits(attr.blob)
 
 
 async def copy_directory(store: Store, source: Ino, uid: int, gid: int) -> tuple[Ino, int]:

@@ -16,6 +16,7 @@ from cafs import _digest
 from cafs.blobs.blobs import Digests
 from cafs.contents import Contents
 from cafs.errors import CafsError, DaemonError
+from cafs.index.layout import BLOB_UNHASHED
 from cafs.types import BlobNo, Ino
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,14 @@ class Hasher:
         with self._contents.feeder.in_haste():
             return await self._one(blob, ino, give_way=False)
 
-    def _settled(self, blob: BlobNo, ino: Ino) -> bool:
+    def _settled(self, blob: BlobNo, ino: Ino, edits: int) -> bool:
+        """Whether nobody writes to a file, and nobody did since its blob had so many edits."""
         attr = self._contents.tree.inodes.find(ino)
         if attr is None or attr.blob != blob or self._contents.has_draft(ino):
+            return False
+        blobs = self._contents.blobs
+        if blobs.edits(blob) != edits or not blobs.get(blob).flags & BLOB_UNHASHED:
+            # What is written in the meantime may be settled, in the same blob, and closed again.
             return False
         # Without a name it is a copy that grows, or about to go.
         return attr.nlink > 0
@@ -83,14 +89,15 @@ class Hasher:
                 await trio.sleep(left)
 
     async def _one(self, blob: BlobNo, ino: Ino, *, give_way: bool) -> bool:
-        if not self._settled(blob, ino):
+        edits = self._contents.blobs.edits(blob)
+        if not self._settled(blob, ino, edits):
             return False
         size = self._contents.tree.inodes.get(ino).size
         both = _digest.Both()
         for start in range(0, size, PIECE):
             if give_way:
                 await self._wait_for_writers()
-                if not self._settled(blob, ino):
+                if not self._settled(blob, ino, edits):
                     return False
             try:
                 data = await self._contents.reader.read(blob, start, min(start + PIECE, size))
@@ -101,7 +108,7 @@ class Hasher:
                 return False
             may_wait = self._contents.feeder.may_wait()
             await self._contents.aside.run(partial(both.update, [data], may_wait))
-            if not self._settled(blob, ino):
+            if not self._settled(blob, ino, edits):
                 return False
         digests = Digests(*both.digests())
         number = self._contents.blobs.hashed(blob, digests)

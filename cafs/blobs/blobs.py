@@ -56,6 +56,7 @@ class Blobs:
         self.rows = Rows(overlay)
         self.aged = Aged(self)
         self._holes = HoleSums()
+        self._edits: dict[BlobNo, int] = {}
         self.hidden: set[BlobNo] = set()
         """Unhashed blobs of uploads that have no name yet; see cafs.blobs.shown."""
 
@@ -99,6 +100,16 @@ class Blobs:
             self._holes.add(number, change)
         elif change:
             self._holes.set(number, change)
+
+    def edits(self, number: BlobNo) -> int:
+        """How often the recipe of an unhashed blob was changed in place since the start.
+
+        Who remembers such a blob over a checkpoint compares this: the number stays the same.
+        """
+        return self._edits.get(number, 0)
+
+    def _edited(self, number: BlobNo) -> None:
+        self._edits[number] = self.edits(number) + 1
 
     # -- making and changing -----------------------------------------------------------------
 
@@ -164,6 +175,7 @@ class Blobs:
         parts = [part for _, part in islice(rest, limit)]
         if parts:
             self.chunks.count_again(recipe.chunk_refs(parts))
+            self._edited(number)
             size = record.size + recipe.total_length(parts)
             flags = record.flags | BLOB_ROWS | whole.flags & BLOB_HOLES
             self.put(number, record._replace(size=size, flags=flags))
@@ -197,6 +209,7 @@ class Blobs:
                     (before if place < 0 else after if place > 0 else removed).append(piece)
         self.chunks.count(recipe.chunk_refs(parts), hidden=number in self.hidden)
         self.chunks.uncount(recipe.chunk_refs(removed))
+        self._edited(number)
         first = rows[0].starts[0] if rows and rows[0].starts else start
         merged = join([*before, *parts, *after])
         change = recipe.hole_length(parts) - recipe.hole_length(removed)
@@ -235,10 +248,16 @@ class Blobs:
 
         If the same content is there already that is its number, and *number* is the caller's
         to unref before the next checkpoint: if that blob is aged, it has the recipe of *number*
-        then (see adopt()).
+        then (see adopt()).  Raises IndexDamagedError if it has others already.
         """
         found = self.find(digests.sha256)
         record = self.get(number)
+        if found == number:
+            # Two have hashed it.
+            return number
+        if not record.flags & BLOB_UNHASHED:
+            raise IndexDamagedError(f"blob {number} is hashed and cannot change")
+        self._edits.pop(number, None)
         if found:
             there = self.get(found)
             same = record.size == there.size and self.hole_bytes(number) == self.hole_bytes(found)
@@ -291,6 +310,7 @@ class Blobs:
             return True
         # From now on nobody may find it: it is about to lose parts.
         self._holes.drop(number)
+        self._edits.pop(number, None)
         if not record.flags & BLOB_UNHASHED:
             if not record.flags & BLOB_INNER:
                 self._delete_digests(number, Digests(record.sha256, record.sha1))

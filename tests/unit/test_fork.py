@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from cafs import contents
-from cafs.blobs import base
+from cafs import contents, copying
+from cafs.blobs import base, patching
+from cafs.blobs.spool import Spool
 from cafs.copying import copy_file
 from cafs.errors import IndexDamagedError
 from cafs.index.layout import BLOB_UNHASHED
@@ -151,6 +153,115 @@ def test_a_copy_that_grows_is_not_hashed_before_it_has_a_name(path: Path) -> Non
         assert await store.hasher.once() == 1
         with pytest.raises(IndexDamagedError, match="is hashed"):
             store.blobs.fork_more(store.tree.inodes.get(one).blob, fork, 8)
+
+    in_store(path, work, QUIET)
+    assert_sound(path)
+
+
+async def _unhashed(store: Store) -> Ino:
+    """A file that is open for writing, and settled."""
+    ino = await write(store, ROOT, b"file", DATA)
+    store.contents.opened(ino, writable=True)
+    await store.contents.write(ino, SIZE // 2, DATA[SIZE // 2 :][:1], privileged=True)
+    await store.contents.settle(ino)
+    assert store.blobs.unhashed()
+    return ino
+
+
+async def _at_both_ends(store: Store, ino: Ino) -> bytes:
+    await store.contents.write(ino, 0, b"first", privileged=True)
+    await store.contents.write(ino, SIZE - 4, b"then", privileged=True)
+    return b"first" + DATA[5:-4] + b"then"
+
+
+async def _nothing(_store: Store, _source: Ino) -> None:
+    return None
+
+
+async def _read_copy(store: Store, ino: Ino) -> bytes:
+    copy = await copy_file(store, ino, 0, 0)
+    data = await store.contents.read(copy, 0, 2 * SIZE)
+    store.tree.place(copy, ROOT, b"copy")
+    return data
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_the_copy_of_a_long_recipe_is_of_one_moment(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, settled: bool
+) -> None:
+    """What was written just before, comes into the blob when a part of its recipe is copied."""
+    monkeypatch.setattr(copying, "FORKED_AT_ONCE", 100_000)
+    monkeypatch.setattr(copying, "HASHED_AT_ONCE", 0)
+    monkeypatch.setattr(copying, "PARTS_AT_ONCE", 8)
+
+    async def work(store: Store) -> None:
+        ino = await _unhashed(store)
+        after = b""
+        steps = 0
+
+        async def written(_store: Store, _source: Ino) -> None:
+            nonlocal after
+            after = after or await _at_both_ends(store, ino)
+
+        async def written_behind(_ino: Ino) -> None:
+            await settle(ino)
+            await written(store, ino)
+
+        async def stepped() -> None:
+            nonlocal steps
+            steps += 1
+            if steps == 2:
+                await store.contents.settle_all()
+
+        settle = store.contents.settle
+        monkeypatch.setattr(copying, "_settled", _nothing if settled else written)
+        if settled:
+            monkeypatch.setattr(store.contents, "settle", written_behind)
+        monkeypatch.setattr(store, "make_room", stepped)
+        found = await _read_copy(store, ino)
+        assert steps > 2
+        assert found in (DATA, after)
+        monkeypatch.undo()
+        store.contents.closed(ino, writable=True)
+
+    in_store(path, work, QUIET)
+    assert_sound(path)
+
+
+def test_a_copy_never_has_a_recipe_that_is_changed_half_way(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "HASHED_AT_ONCE", 0)
+    monkeypatch.setattr(copying, "_settled", _nothing)
+    half_way, go_on = trio.Event(), trio.Event()
+    real = patching._settle_range
+
+    async def settle_range(
+        on: base.Base, spool: Spool, read: patching.Read, start: int, end: int
+    ) -> int:
+        if start:
+            half_way.set()
+            await go_on.wait()
+        return await real(on, spool, read, start, end)
+
+    async def work(store: Store) -> None:
+        ino = await _unhashed(store)
+        after = await _at_both_ends(store, ino)
+        monkeypatch.setattr(patching, "_settle_range", settle_range)
+        found = b""
+
+        async def copied() -> None:
+            nonlocal found
+            found = await _read_copy(store, ino)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.contents.settle_all)
+            await half_way.wait()
+            nursery.start_soon(copied)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+        assert found in (DATA, after)
+        store.contents.closed(ino, writable=True)
 
     in_store(path, work, QUIET)
     assert_sound(path)

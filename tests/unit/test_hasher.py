@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 import trio
 
 from cafs import hasher, newstore
+from cafs.blobs.blobs import Digests
+from cafs.errors import IndexDamagedError
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store, open_store
 from cafs.types import ROOT, BlobNo, Ino
-from tests.unit.small_store import OPTIONS, PARAMS, noise, write
+from tests.unit.small_store import OPTIONS, PARAMS, assert_sound, noise, write
 
 
 async def write_in_pieces(store: Store) -> Ino:
@@ -124,3 +127,71 @@ def test_what_is_deleted_while_it_waits_is_passed_over(
     newstore.create(tmp_path / "store", PARAMS)
     trio.run(change_while_it_waits, tmp_path / "store")
     assert not [each for each in caplog.records if each.levelno > logging.INFO], caplog.text
+
+
+async def edit_between_two_pieces(path: Path) -> None:
+    """Somebody opens a file, writes to it and closes it while its hashing gives way."""
+    async with open_store(path, OPTIONS) as store:
+        contents, before = store.contents, noise(1, 3000)
+        ino = await write(store, ROOT, b"file", before)
+        contents.opened(ino, writable=True)
+        await contents.write(ino, 500, before[500:501], privileged=True)
+        await contents.settle(ino)
+        contents.closed(ino, writable=True)
+        ((blob, _),) = store.blobs.unhashed()
+        pieces = 0
+
+        async def edited(_self: hasher.Hasher) -> None:
+            nonlocal pieces
+            pieces += 1
+            if pieces == 2:
+                contents.opened(ino, writable=True)
+                await contents.write(ino, 10, b"edited", privileged=True)
+                contents.closed(ino, writable=True)
+                while contents.has_draft(ino):
+                    await trio.sleep(0.001)
+
+        with pytest.MonkeyPatch.context() as patch, trio.fail_after(20):
+            patch.setattr(hasher.Hasher, "_wait_for_writers", edited)
+            assert not await store.hasher._one(blob, ino, give_way=True)
+        assert pieces == 2
+        assert store.tree.inodes.get(ino).blob == blob, "it was edited in place"
+        # What the file had before is not taken for what it has now.
+        again = await write(store, ROOT, b"again", before)
+        assert await contents.read(again, 0, 4000) == before
+        assert await store.hasher.once() == 1
+        after = before[:10] + b"edited" + before[16:]
+        assert store.blobs.get(blob).sha256 == hashlib.sha256(after).digest()
+
+
+def test_what_is_edited_meanwhile_does_not_get_the_digests_of_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hasher, "PAUSE_S", 1000.0)
+    monkeypatch.setattr(hasher, "PIECE", 1000)
+    newstore.create(tmp_path / "store", PARAMS)
+    trio.run(edit_between_two_pieces, tmp_path / "store")
+
+
+async def hash_twice_at_once(path: Path) -> None:
+    async with open_store(path, OPTIONS) as store:
+        ino = await write_in_pieces(store)
+        ((blob, _),) = store.blobs.unhashed()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.hasher.now, blob, ino)
+            nursery.start_soon(store.hasher.now, blob, ino)
+        record = store.blobs.get(blob)
+        assert record.refs == 1
+        data = await store.contents.read(ino, 0, 2000)
+        assert record.sha256 == hashlib.sha256(data).digest()
+        # What has its digests keeps them.
+        assert store.blobs.hashed(blob, Digests(record.sha256, record.sha1)) == blob
+        with pytest.raises(IndexDamagedError, match="is hashed"):
+            store.blobs.hashed(blob, Digests(bytes(32), bytes(20)))
+
+
+def test_two_may_hash_the_same_blob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hasher, "PAUSE_S", 1000.0)
+    newstore.create(tmp_path / "store", PARAMS)
+    trio.run(hash_twice_at_once, tmp_path / "store")
+    assert_sound(tmp_path / "store")
