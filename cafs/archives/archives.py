@@ -92,7 +92,7 @@ class Archives:
             side.blobs,
             side.reader,
             self.ready,
-            self.engines.rebuilder,
+            self.engines,
             self._foreground,
             side.clock,
             self.uses,

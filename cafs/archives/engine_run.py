@@ -25,6 +25,15 @@ Sink = Callable[[bytes | memoryview], None]
 """Takes the next bytes.  What it raises ends the rebuild."""
 
 
+class OtherBytesError(RebuildError):
+    """An engine does not make what it once did."""
+
+    def __init__(self, message: str, number: int) -> None:
+        """*number*: of the engine."""
+        super().__init__(message)
+        self.number = number
+
+
 class EngineRun:
     """The made parts that come from one run of an engine."""
 
@@ -80,7 +89,7 @@ class EngineRun:
             self._measure()
             self.close()
             if self._out or self._parts:
-                raise RebuildError("the engine made a stream of another length")
+                raise OtherBytesError("the engine made a stream of another length", self.how.engine)
 
     def _take(self, made: bytes, sink: Sink) -> None:
         self._out += made
@@ -91,10 +100,12 @@ class EngineRun:
             piece = bytes(memoryview(self._out)[:length])
             del self._out[:length]
             if xxhash.xxh3_64_intdigest(piece) != check:
-                raise RebuildError("the engine made other bytes than it once did")
+                raise OtherBytesError(
+                    "the engine made other bytes than it once did", self.how.engine
+                )
             sink(piece)
         if not self._parts and self._out:
-            raise RebuildError("the engine made a stream of another length")
+            raise OtherBytesError("the engine made a stream of another length", self.how.engine)
 
     def _measure(self) -> None:
         """A part is through."""

@@ -4,43 +4,31 @@ Finds the machine's gzip and zlib, knows them by the SHA-256 of their files, and
 apart from what the index says was used.  Keeps a copy of each program that something stored
 needs in ``STORE/engines``, so that an upgrade of the machine takes nothing away.
 
-Invariant: a program is used to take archives apart only if nothing stored was made with
-another of its kind, or if it was proven to make the same bytes.  For rebuilding any may be
-tried, because every rebuilt byte is verified before somebody sees it.
+Invariants: a program is used to take archives apart only if nothing stored was made with
+another of its kind, or if it was proven to make the same bytes.  Each has a number of its own,
+and whatever is recorded with that is made again with the same program: a proof by a few samples
+does not show that two of them never differ.  For rebuilding any may be tried, because every
+rebuilt byte is verified before somebody sees it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import shutil
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from cafs.archives import gnu_gzip, zlib_engine
-from cafs.archives.engine import Engine, Params
+from cafs.archives.engine import Engine
 from cafs.archives.engine_copies import Copies
+from cafs.archives.engine_kinds import KINDS, find_program, identify
 from cafs.archives.engine_record import EngineRecord
 from cafs.archives.engine_status import LOST, LOST_ADVICE, REFUSED, EngineStatus, worst
-from cafs.archives.gnu_gzip import GnuGzip
 from cafs.archives.program import Program
-from cafs.archives.trial import compress
-from cafs.archives.zlib_engine import ZlibEngine
 from cafs.durable import Disk
 from cafs.errors import CafsError, EngineError
 
 log = logging.getLogger(__name__)
-
-_IDENTIFY: Final[Mapping[str, Callable[[Program], Engine]]] = {
-    gnu_gzip.KIND: GnuGzip.identify,
-    zlib_engine.KIND: ZlibEngine.identify,
-}
-_TRY_PARAMS: Final = {gnu_gzip.KIND: Params(6).pack(), zlib_engine.KIND: Params(6, 8).pack()}
-_TRY_BYTES: Final = hashlib.shake_128(b"cafs").hexdigest(40_000).encode() * 2
 
 RecordWriter = Callable[[int, bytes], None]
 """Puts the record of an engine's number into the index; on the event loop."""
@@ -93,8 +81,10 @@ class Engines:
         self._write = write
         self._programs = programs
         self._records: dict[int, EngineRecord] = {}
-        self._machine = {kind: _Machine(kind) for kind in _IDENTIFY}
+        self._machine = {kind: _Machine(kind) for kind in KINDS}
         self._rebuilders: dict[int, Engine] = {}
+        self._others: dict[int, list[Engine]] = {}
+        """What else may have made what has a number, by records that name several programs."""
         self._kept: set[str] = set()
         """Programs whose copies have shown that they work."""
 
@@ -110,9 +100,9 @@ class Engines:
         for machine in self._machine.values():
             self._look(machine)
         for number, record in self._records.items():
-            engine = self._find_rebuilder(record)
-            if engine is not None:
-                self._rebuilders[number] = engine
+            found = self._find_rebuilders(record)
+            if found:
+                self._rebuilders[number], *self._others[number] = found
             else:
                 log.error("engine %d (%s) is lost: see cafs status", number, record.version)
         for machine in self._machine.values():
@@ -151,18 +141,19 @@ class Engines:
         Blocks; what cannot be put back is logged, and is a problem() from now on.
         """
         for number, record in self._records.items():
-            engine = self._rebuilders.get(number)
-            if engine is None or engine.program.sha256 not in record.programs:
-                continue
-            try:
-                self.keep(engine)
-            except CafsError as error:
-                log.error("engine %d (%s) cannot be kept: %s", number, record.version, error)
+            for engine in self._all_rebuilders(number):
+                if engine.program.sha256 not in record.programs:
+                    continue
+                try:
+                    self.keep(engine)
+                except CafsError as error:
+                    log.error("engine %d (%s) cannot be kept: %s", number, record.version, error)
 
     def number(self, engine: Engine) -> int:
         """The number for made parts; it is recorded, if it was not, with the next commit.
 
-        Raises :class:`EngineError` for an engine that may not be used, or is not kept.
+        From then on rebuilder() gives the same program for it, also after a restart.  Raises
+        :class:`EngineError` for an engine that may not be used, or is not kept.
         """
         machine = self._machine[engine.kind]
         if machine.engine is not engine or machine.state is not State.READY:
@@ -193,6 +184,11 @@ class Engines:
             advice=LOST_ADVICE,
         )
 
+    def others(self, number: int) -> Sequence[Engine]:
+        """Further programs to try for made parts with this number, if rebuilder() has made other
+        bytes."""
+        return self._others.get(number, ())
+
     def record(self, number: int) -> EngineRecord | None:
         """What is recorded under a number."""
         return self._records.get(number)
@@ -220,11 +216,13 @@ class Engines:
         if name not in self._kept:
             raise EngineError(f"{engine.version} was not kept")
         record = self._records[proof.number]
-        if name not in record.programs:
+        in_use = self._rebuilders.get(proof.number)
+        if in_use is None or in_use.program.sha256 not in record.programs:
+            # Its own is lost: from now on this one is kept for what was made with it.
             self._put(proof.number, record._replace(programs=(*record.programs, name)))
+            self._rebuilders[proof.number] = engine
         machine = self._machine[engine.kind]
-        machine.state, machine.number, machine.why = State.READY, proof.number, ""
-        self._rebuilders.setdefault(proof.number, engine)
+        machine.state, machine.number, machine.why = State.READY, self._number_of(engine), ""
         log.info("%s makes the same bytes as %s", engine.version, record.version)
 
     def refused(self, proof: PendingProof, why: str) -> None:
@@ -263,7 +261,7 @@ class Engines:
             engine = machine.engine
             version, path, sha256 = _about(engine)
             state = machine.state.value
-            if engine is not None and engine.program.path.parent == self._copies.directory:
+            if engine is not None and self._is_copy(engine):
                 state = "kept"
             lines.append(
                 EngineStatus(
@@ -281,9 +279,10 @@ class Engines:
         """About what makes again what was made with engine *number*."""
         engine = self._rebuilders.get(number)
         version, path, sha256 = _about(engine)
-        if sha256 in record.programs:
+        if engine is not None and sha256 in record.programs:
             own = self._machine[record.kind].engine
-            state, why = "ready" if engine is own else "kept", ""
+            state = "ready" if engine is own and not self._is_copy(engine) else "kept"
+            why = ""
         else:
             state, why = LOST, "what was made with it cannot be read"
             if engine is not None:
@@ -303,6 +302,18 @@ class Engines:
         """The newest record of a kind; 0 if there is none."""
         return max((n for n, record in self._records.items() if record.kind == kind), default=0)
 
+    def _number_of(self, engine: Engine) -> int:
+        """The number that was recorded for this very program; 0 if there is none.
+
+        Not one whose record has it as well: what has that number is made again with another.
+        """
+        name = engine.program.sha256
+        return max((n for n, each in self._records.items() if each.programs[0] == name), default=0)
+
+    def _all_rebuilders(self, number: int) -> list[Engine]:
+        first = self._rebuilders.get(number)
+        return [] if first is None else [first, *self.others(number)]
+
     def _look(self, machine: _Machine) -> None:
         try:
             path = find_program(machine.kind) if self._programs is None else None
@@ -311,75 +322,56 @@ class Engines:
             if path is None:
                 machine.why = "there is none"
                 return
-            machine.engine = _identify(machine.kind, Program.read(path))
+            machine.engine = identify(machine.kind, Program.read(path))
         except CafsError as error:
             machine.why = str(error)
 
-    def _find_rebuilder(self, record: EngineRecord) -> Engine | None:
-        found = self._machine.get(record.kind)
-        own = found.engine if found is not None else None
+    def _find_rebuilders(self, record: EngineRecord) -> list[Engine]:
+        """Those programs of a record that can be run, in its order."""
+        machine = self._machine.get(record.kind)
+        own = machine.engine if machine is not None else None
+        found: list[Engine] = []
         for name in record.programs:
             if own is not None and own.program.sha256 == name:
-                return own
-            if record.kind not in _IDENTIFY:
+                found.append(own)
+                continue
+            if record.kind not in KINDS:
                 continue
             try:
-                engine = self._copy(record.kind, name)
+                found.append(self._copy(record.kind, name))
+                self._kept.add(name)
             except EngineError as error:
                 log.warning("a kept engine cannot be used: %s", error)
-                continue
-            self._kept.add(name)
-            return engine
-        # The last resort: it may make the same, and if it does not, that will be seen.
-        return own
+        if not found and own is not None:
+            # The last resort: it may make the same, and if it does not, that will be seen.
+            found.append(own)
+        return found
 
     def _copy(self, kind: str, name: str) -> Engine:
         """The engine that a kept copy is.  Raises EngineError when it is none, or another."""
-        return _identify(kind, self._copies.read(name))
+        return identify(kind, self._copies.read(name))
+
+    def _is_copy(self, engine: Engine) -> bool:
+        return engine.program.path.parent == self._copies.directory
 
     def _judge(self, machine: _Machine) -> None:
         """What the machine's engine may be used for, by what is recorded."""
         latest = self._latest(machine.kind)
         if machine.engine is None:
             # gzip was removed from the machine: the copy is as good as ever.
-            engine = self._rebuilders.get(latest)
-            if engine is not None:
-                machine.engine, machine.state, machine.number = engine, State.READY, latest
+            numbers = [n for n in self._rebuilders if self._records[n].kind == machine.kind]
+            if numbers:
+                machine.engine, machine.state = self._rebuilders[max(numbers)], State.READY
+                machine.number = self._number_of(machine.engine)
             return
         name = machine.engine.program.sha256
-        numbers = [n for n, record in self._records.items() if name in record.programs]
-        if numbers:
-            machine.state, machine.number = State.READY, max(numbers)
+        if any(name in record.programs for record in self._records.values()):
+            machine.state, machine.number = State.READY, self._number_of(machine.engine)
         elif latest:
             machine.state = State.UNPROVEN
             machine.why = f"is another program than that of engine {latest}"
         else:
             machine.state = State.READY
-
-
-def find_program(kind: str) -> Path | None:
-    """The file of the machine's program of a kind; None if there is none.
-
-    Raises :class:`EngineError` when the loader has no zlib.
-    """
-    if kind == zlib_engine.KIND:
-        return zlib_engine.machine_library()
-    # A daemon may be started with no PATH at all.
-    found = shutil.which("gzip") or shutil.which("gzip", path=os.defpath)
-    return Path(found) if found else None
-
-
-def _identify(kind: str, program: Program) -> Engine:
-    """The engine that a program is; it has made a stream that holds what it should."""
-    engine = _IDENTIFY[kind](program)
-    made = compress(engine, _TRY_PARAMS[kind], _TRY_BYTES, background=False)
-    try:
-        sound = zlib.decompress(made, -zlib.MAX_WBITS) == _TRY_BYTES
-    except zlib.error:
-        sound = False
-    if not sound:
-        raise EngineError(f"{program.path} ({engine.version}) makes no sound streams")
-    return engine
 
 
 def _about(engine: Engine | None) -> tuple[str, str, str]:

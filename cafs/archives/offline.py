@@ -7,13 +7,15 @@ was verified: chunks by their checksum, made parts by theirs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cafs.archives.choice import Choice
+from cafs.archives.engine import Engine
 from cafs.archives.engine_record import records_in
-from cafs.archives.engine_run import EngineRun, NestedRuns
+from cafs.archives.engine_run import EngineRun, NestedRuns, OtherBytesError
 from cafs.archives.engines import Engines
 from cafs.blobs import recipe
 from cafs.blobs.blobs import Blobs
@@ -49,6 +51,32 @@ class Offline:
 
         Raises ChunkDamagedError, and RebuildError and EngineError for one that was taken apart.
         """
+        choice = Choice(self)
+        given = 0
+        while True:
+            passed = 0
+            try:
+                for piece in self._content(number, choice):
+                    # What is made once more is the same: the checks of its parts say so.
+                    if passed + len(piece) > given:
+                        fresh = piece[max(0, given - passed) :]
+                        given = passed + len(piece)
+                        yield fresh
+                    passed += len(piece)
+                return
+            except OtherBytesError as error:
+                if not choice.goes_on(error):
+                    raise
+
+    def rebuilder(self, number: int) -> Engine:
+        """See Engines; they are looked for when they are needed."""
+        return self._ready().rebuilder(number)
+
+    def others(self, number: int) -> Sequence[Engine]:
+        """See Engines."""
+        return self._ready().others(number)
+
+    def _content(self, number: BlobNo, choice: Choice) -> Iterator[bytes]:
         record = self._blobs.get(number)
         parts = self._blobs.parts_of(number, record, 0, record.size)
         if not record.flags & BLOB_AGED:
@@ -60,22 +88,22 @@ class Offline:
         source: _Source = plain
         if inner.flags & BLOB_NESTED:
             inside = self._blobs.parts_of(record.mate, inner, 0, inner.size)
-            source = _Onward(self._inside(deque(part for _, part in inside))).read
+            source = _Onward(self._inside(deque(part for _, part in inside), choice)).read
         left = deque(part for _, part in parts)
         while left:
             if left[0].kind == recipe.MADE:
-                yield from self._made(left, source)
+                yield from self._made(left, source, choice)
             else:
                 yield from self.stored(left.popleft())
 
-    def _inside(self, left: deque[Part]) -> Iterator[bytes]:
+    def _inside(self, left: deque[Part], choice: Choice) -> Iterator[bytes]:
         """What engines take in, of a nested inner blob: as cafs.archives.nested.Nested."""
         done: list[bytes] = []
         runs = NestedRuns(lambda data: done.append(bytes(data)))
         try:
             while left:
                 if left[0].kind == recipe.MADE:
-                    runs.begin(self._begin(left))
+                    runs.begin(_begin(left, choice))
                 else:
                     for piece in self.stored(left.popleft()):
                         runs.data(piece)
@@ -127,16 +155,9 @@ class Offline:
             self._kept[number] = data
         return data
 
-    def _begin(self, left: deque[Part]) -> EngineRun:
-        """The next run of an engine, with all its parts."""
-        how = recipe.made(left[0])
-        run = EngineRun(how, self._ready().rebuilder(how.engine), background=True)
-        run.take(left)
-        return run
-
-    def _made(self, left: deque[Part], source: _Source) -> Iterator[bytes]:
+    def _made(self, left: deque[Part], source: _Source, choice: Choice) -> Iterator[bytes]:
         """The bytes of the made parts that one run of an engine gives."""
-        run = self._begin(left)
+        run = _begin(left, choice)
         done: list[bytes] = []
 
         def sink(data: bytes | memoryview) -> None:
@@ -179,6 +200,14 @@ class _Onward:
             given, self._rest = piece[: end - self._at], piece[end - self._at :]
             self._at += len(given)
             yield given
+
+
+def _begin(left: deque[Part], choice: Choice) -> EngineRun:
+    """The next run of an engine, with all its parts."""
+    how = recipe.made(left[0])
+    run = EngineRun(how, choice.engine_of(how.engine), background=True)
+    run.take(left)
+    return run
 
 
 def _no_writer(_number: int, _value: bytes) -> None:

@@ -18,9 +18,11 @@ from typing import Final
 import trio
 
 from cafs.archives.cache import Cache
+from cafs.archives.choice import Choice, Programs
+from cafs.archives.engine_run import OtherBytesError
 from cafs.archives.growing import BehindError, Growing, LostError
 from cafs.archives.nested import source_of
-from cafs.archives.rebuild import EngineOf, Rebuild, recipe_of
+from cafs.archives.rebuild import Rebuild, recipe_of
 from cafs.archives.run import Run
 from cafs.archives.uses import Uses
 from cafs.blobs.blobs import Blobs
@@ -62,12 +64,12 @@ class Rebuilds:
         blobs: Blobs,
         reader: Reader,
         ready: Callable[[], Awaitable[None]],
-        engine_of: EngineOf,
+        engines: Programs,
         workers: Workers,
         clock: Clock,
         uses: Uses,
     ) -> None:
-        """*ready* is awaited before *engine_of* is asked.
+        """*ready* is awaited before *engines* are asked.
 
         *workers* run engines and touch the cache: as many rebuilds go on at once as it has
         threads, step by step in turn.
@@ -77,7 +79,7 @@ class Rebuilds:
         self._blobs = blobs
         self._reader = reader
         self._ready = ready
-        self._engine_of = engine_of
+        self._engines = engines
         self._workers = workers
         self._clock = clock
         self._uses = uses
@@ -181,7 +183,8 @@ class Rebuilds:
         record = self._blobs.get(blob)
         identity = self.cache.identity(record.sha256, record.size)
         growing = Growing(self._disk, self.cache, blob, identity)
-        run = Run(blob, record.mate, identity, growing, self._clock)
+        choice = Choice(self._engines)
+        run = Run(blob, record.mate, identity, growing, choice, self._clock)
         self._blobs.aged.hold(run.inner)
         self._runs.append(run)
         self.begun += 1
@@ -234,6 +237,10 @@ class Rebuilds:
             more = await run.rebuild.step()
             if not more and not run.complete:
                 raise RebuildError(f"blob {run.blob} is rebuilt shorter than it was")
+        except OtherBytesError as error:
+            await self._stop(run)
+            if not run.choice.goes_on(error):
+                await self._fail(run, error)
         except EngineError as error:
             # A process can be killed by somebody; a machine that is wrong is wrong twice.
             await self._stop(run)
@@ -266,13 +273,14 @@ class Rebuilds:
             self._blobs,
             self._reader,
             inner,
-            self._engine_of,
+            run.choice.engine_of,
             self._workers,
             nested=bool(self._blobs.get(inner).flags & BLOB_NESTED),
             background=False,
         )
+        engine_of = run.choice.engine_of
         return Rebuild(
-            parts, of_outer, source, self._engine_of, self._workers, run.sink, background=False
+            parts, of_outer, source, engine_of, self._workers, run.sink, background=False
         )
 
     async def _stop(self, run: Run) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from cafs.archives.cachefile import Identity
+from cafs.archives.choice import Choice
 from cafs.archives.growing import Growing
 from cafs.archives.rebuild import Rebuild
 from cafs.clock import Clock
@@ -29,11 +30,18 @@ class Run:
     """One rebuild of one blob, as far as it has come."""
 
     def __init__(
-        self, blob: BlobNo, inner: BlobNo, identity: Identity, growing: Growing, clock: Clock
+        self,
+        blob: BlobNo,
+        inner: BlobNo,
+        identity: Identity,
+        growing: Growing,
+        choice: Choice,
+        clock: Clock,
     ) -> None:
         self.blob = blob
         self.inner = inner
         self.growing = growing
+        self.choice = choice
         self.waiting = 0
         """Readers that are in read()."""
         self.slow = False

@@ -5,11 +5,12 @@ Invariant: the segments of an archive, in order, are all of its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from cafs.archives.deflated import Stream
 from cafs.archives.engine import Engine
+from cafs.archives.trial import Guess
 from cafs.blobs.recipe import Part
 from cafs.errors import CafsError
 
@@ -38,8 +39,17 @@ class Bounds(NamedTuple):
             raise LeftError("inflates more than archives.max_ratio")
 
 
+def engines_of_choice(segments: Sequence[Segment], choice: int) -> list[Engine]:
+    """What the guess number *choice* needs, each once, as outer_recipe() takes them."""
+    found: dict[Engine, None] = {}
+    for segment in segments:
+        if not isinstance(segment, Part):
+            found[_guess(segment, choice).engine] = None
+    return list(found)
+
+
 def outer_recipe(
-    segments: Sequence[Segment], choice: int, number_of: Callable[[Engine], int]
+    segments: Sequence[Segment], choice: int, numbers: Mapping[Engine, int]
 ) -> list[Part]:
     """The parts of the archive, with the guess number *choice* for each stream.
 
@@ -50,6 +60,10 @@ def outer_recipe(
         if isinstance(segment, Part):
             parts.append(segment)
         else:
-            guess = segment.guesses[min(choice, len(segment.guesses) - 1)]
-            parts += segment.parts(number_of(guess.engine), guess.params)
+            guess = _guess(segment, choice)
+            parts += segment.parts(numbers[guess.engine], guess.params)
     return parts
+
+
+def _guess(stream: Stream, choice: int) -> Guess:
+    return stream.guesses[min(choice, len(stream.guesses) - 1)]

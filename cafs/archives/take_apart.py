@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 
 import trio
 
+from cafs.archives.choice import Choice
 from cafs.archives.engine import Engine
-from cafs.archives.engine_run import DEPTH_MAX
+from cafs.archives.engine_run import DEPTH_MAX, OtherBytesError
 from cafs.archives.engines import Engines
 from cafs.archives.gzip_pass import GzipPass
 from cafs.archives.inner import InnerWriter
@@ -28,7 +29,7 @@ from cafs.archives.own_bytes import own_bytes
 from cafs.archives.passes import Passes
 from cafs.archives.proof import PATIENCE_S, PartIndex, Proof, rebuild_and_compare
 from cafs.archives.rebuild import EngineOf, Source, recipe_of
-from cafs.archives.segments import Bounds, LeftError, outer_recipe
+from cafs.archives.segments import Bounds, LeftError, engines_of_choice, outer_recipe
 from cafs.archives.work import Work
 from cafs.archives.zip_pass import ZipPass
 from cafs.blobs.blobs import Blobs
@@ -184,8 +185,10 @@ class TakeApart:
         if not record.flags & BLOB_AGED:
             raise RebuildError(f"blob {blob} is not taken apart")
 
+        choice = Choice(around.engines)
+
         def engine_of(number: int) -> Engine:
-            made_with = around.engines.rebuilder(number)
+            made_with = choice.engine_of(number)
             return made_with if engine is None or engine.kind != made_with.kind else engine
 
         around.blobs.aged.hold(blob)
@@ -193,8 +196,13 @@ class TakeApart:
         try:
             parts = await recipe_of(around.blobs, blob)
             nested = bool(around.blobs.get(record.mate).flags & BLOB_NESTED)
-            source = self._source(record.mate, engine_of, nested=nested)
-            return await self._rebuild(record, parts, source, engine_of)
+            while True:
+                source = self._source(record.mate, engine_of, nested=nested)
+                try:
+                    return await self._rebuild(record, parts, source, engine_of)
+                except OtherBytesError as error:
+                    if engine is not None or not choice.goes_on(error):
+                        raise
         finally:
             around.blobs.aged.let_go(record.mate)
             around.blobs.aged.let_go(blob)
@@ -310,11 +318,12 @@ class TakeApart:
         around = self._around
         guesses = [len(each.guesses) for each in work.segments if not isinstance(each, Part)]
         most = min(max(guesses), CHOICES_MAX)
+        engine_of = around.engines.rebuilder
         for choice in range(most):
-            chosen: list[Engine] = []
-            parts = await self._outer_recipe(work, choice, partial(_place, chosen))
-            engine_of = partial(_engine_at, chosen)
-            source = self._source(work.inner_no, around.engines.rebuilder, nested=work.nested)
+            # As it will be read: an engine of this kind may have a number that stands for another
+            # program, and a proof with any other than that proves nothing.
+            parts = await self._outer_recipe(work, choice)
+            source = self._source(work.inner_no, engine_of, nested=work.nested)
             try:
                 proof = await self._rebuild(record, parts, source, engine_of, PATIENCE_S)
                 self.proof_s = proof.busy_s
@@ -325,22 +334,24 @@ class TakeApart:
                 if isinstance(error, EngineError):
                     raise
                 raise LeftError(f"it is not rebuilt as it was: {error}") from error
-            await self._draft_outer(work, choice, chosen)
+            await self._draft_outer(work, choice, parts)
             return
 
-    async def _outer_recipe(
-        self, work: Work, choice: int, number_of: Callable[[Engine], int]
-    ) -> list[Part]:
-        # In a thread: it may be long.
-        make = partial(outer_recipe, work.segments, choice, number_of)
-        return await self._around.workers.run(make)
+    async def _outer_recipe(self, work: Work, choice: int) -> list[Part]:
+        """The recipe by one choice; its engines are kept, and have their numbers.
 
-    async def _draft_outer(self, work: Work, choice: int, chosen: list[Engine]) -> None:
-        around = self._around
+        Raises EngineError; DiskFullError and its kin.
+        """
+        engines, workers = self._around.engines, self._around.workers
+        # In a thread: it may be long.
+        chosen = await workers.run(partial(engines_of_choice, work.segments, choice))
         for engine in chosen:
-            await around.workers.run(partial(around.engines.keep, engine))
-        numbers = [around.engines.number(engine) for engine in chosen]
-        parts = await self._outer_recipe(work, choice, lambda engine: numbers[chosen.index(engine)])
+            await workers.run(partial(engines.keep, engine))
+        numbers = {engine: engines.number(engine) for engine in chosen}
+        return await workers.run(partial(outer_recipe, work.segments, choice, numbers))
+
+    async def _draft_outer(self, work: Work, choice: int, parts: list[Part]) -> None:
+        around = self._around
         for segment in work.segments:
             if not isinstance(segment, Part):
                 self._passes.seen.remember(segment.guesses[min(choice, len(segment.guesses) - 1)])
@@ -391,14 +402,3 @@ def _go_on(steps: Iterator[None], clock: Clock) -> bool:
     """Take some steps of a pass; whether there may be more.  In a worker thread."""
     until = clock.monotonic() + WORK_S
     return any(clock.monotonic() >= until for _ in steps)
-
-
-def _place(chosen: list[Engine], engine: Engine) -> int:
-    """A number for an engine that may not have one yet: its place, from 1 on."""
-    if engine not in chosen:
-        chosen.append(engine)
-    return chosen.index(engine) + 1
-
-
-def _engine_at(chosen: list[Engine], number: int) -> Engine:
-    return chosen[number - 1]

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cafs.archives import engines as registry
-from cafs.archives import gnu_gzip, zlib_engine
+from cafs.archives import engine_kinds, gnu_gzip, zlib_engine
 from cafs.archives.engine import Engine
 from cafs.archives.engine_copies import DIRECTORY
 from cafs.archives.engine_record import EngineRecord
@@ -82,7 +81,7 @@ def state_of(engines: Engines, kind: str, number: int = 0) -> str:
 
 
 def made_by(engine: Engine, data: bytes) -> bytes:
-    return run(engine.compressor(registry._TRY_PARAMS[engine.kind], background=False), data)
+    return run(engine.compressor(engine_kinds.TRY_PARAMS[engine.kind], background=False), data)
 
 
 def test_a_new_store_may_use_what_the_machine_has(machine: Machine) -> None:
@@ -163,14 +162,51 @@ def test_another_program_has_to_be_proven(machine: Machine) -> None:
     engines.keep(proof.engine)
     engines.proven(proof)
     assert engines.pending_proof() == []
-    assert machine.use(engines, GZIP) == 1
-    record = EngineRecord.unpack(1, machine.records[1])
-    assert record.programs == (original, proof.engine.program.sha256)
-    assert set(machine.kept()) >= set(record.programs)
+    # Some samples do not show that it never differs: it has a number of its own.
+    assert machine.use(engines, GZIP) == 2
+    programs = [EngineRecord.unpack(n, machine.records[n]).programs for n in (1, 2)]
+    assert programs == [(original,), (proof.engine.program.sha256,)]
+    assert set(machine.kept()) >= {original, proof.engine.program.sha256}
     # For good.
     again = machine.open()
     assert again.pending_proof() == []
     assert state_of(again, GZIP) == "ready"
+    for each in (engines, again):
+        assert [each.rebuilder(n).program.sha256 for n in (1, 2)] == [p for (p,) in programs]
+    assert machine.use(again, GZIP) == 2
+    # Back to the first program.
+    machine.programs[GZIP] = MACHINE_GZIP
+    assert machine.use(machine.open(), GZIP) == 1
+
+
+def test_a_record_of_several_programs_is_added_to_by_none(machine: Machine) -> None:
+    """What has its number is made again with the first of them."""
+    machine.use(machine.open(), GZIP)
+    original = Program.read(MACHINE_GZIP).sha256
+    machine.upgrade(SAME)
+    engines = machine.open()
+    (proof,) = engines.pending_proof()
+    engines.keep(proof.engine)
+    other = proof.engine.program.sha256
+    machine.records[1] = EngineRecord(GZIP, "gzip 1.12", (original, other)).pack()
+    engines = machine.open()
+    assert engines.pending_proof() == [] and state_of(engines, GZIP) == "ready"
+    assert engines.rebuilder(1).program.sha256 == original
+    assert [each.program.sha256 for each in engines.others(1)] == [other]
+    assert machine.use(engines, GZIP) == 2
+    assert engines.rebuilder(2).program.sha256 == other
+    # Each is the last that is left of them.
+    for lost in (original, other):
+        (machine.store / DIRECTORY / lost).rename(machine.store / "lost")
+        machine.programs = {}
+        engines = machine.open()
+        assert engines.rebuilder(1).program.sha256 == ({original, other} - {lost}).pop()
+        engine = find(engines.anew(), GZIP)
+        number = machine.use(engines, GZIP)
+        assert engines.rebuilder(number) is engine
+        record = EngineRecord.unpack(number, machine.records[number])
+        assert record.programs[0] == engine.program.sha256
+        (machine.store / "lost").rename(machine.store / DIRECTORY / lost)
 
 
 def test_a_program_that_makes_other_bytes_is_refused(machine: Machine) -> None:
@@ -276,8 +312,11 @@ def test_an_unproven_program_may_rebuild_when_there_is_nothing_else(machine: Mac
     (proof,) = engines.pending_proof()
     engines.keep(proof.engine)
     engines.proven(proof)
-    (line,) = [line for line in engines.status() if line.kind == GZIP]
-    assert (line.state, line.number) == ("ready", 1)
+    lines = [(line.state, line.number) for line in engines.status() if line.kind == GZIP]
+    assert lines == [("ready", 0), ("ready", 1)]
+    assert EngineRecord.unpack(1, machine.records[1]).programs[1:] == (proof.engine.program.sha256,)
+    # What is new does not count on the one that is lost, and may come back.
+    assert machine.use(engines, GZIP) == 2
 
 
 def test_a_script_is_no_engine(machine: Machine) -> None:
@@ -447,9 +486,9 @@ def test_records_are_read_as_they_were_written(record: EngineRecord) -> None:
 
 def test_what_the_machine_has_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    found = registry.find_program(GZIP)
+    found = engine_kinds.find_program(GZIP)
     assert found is not None and found.name == "gzip"
-    library = registry.find_program(ZLIB)
+    library = engine_kinds.find_program(ZLIB)
     assert library is not None and "libz" in library.name
 
 
