@@ -24,6 +24,10 @@ PIECE_MAX: Final = 256 << 10
 RAW_PIECE_MAX: Final = 2 << 20
 """... and of what they are made of, as nearly as it is known: these are what takes time."""
 
+BEGUN_MAX: Final = 2 << 20
+"""Bytes of a stream that may pass without it being known who made it: they are held back, and no
+compressor makes that much of the RAW_MAX bytes that are looked at."""
+
 Guesser = Callable[[Sample], list[Guess]]
 Emit = Callable[[bytes], None]
 
@@ -99,12 +103,14 @@ class DeflatedStream:
         self._emit(raw)
 
     def advance(self, deeper: int = 0) -> None:
-        """All that was fed is of the stream.
+        """All that was fed is of the stream.  Raises NoEngineError.
 
         *deeper*: how many bytes so far came out of what is inside it, and have to be made into
         its raw bytes first.
         """
         if not self.known:
+            if len(self._bytes) > BEGUN_MAX:
+                raise NoEngineError
             return
         work = self._raw_length + deeper
         while len(self._bytes) >= self._next_length:

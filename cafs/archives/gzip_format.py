@@ -17,6 +17,8 @@ MAGIC: Final = b"\x1f\x8b\x08"
 TRAILER_SIZE: Final = 8
 HEADER_MAX: Final = 128 << 10
 """The longest extra field has 64 KiB; a name or comment that is longer than that is none."""
+KEPT_MAX: Final = 4 << 10
+"""The longest header of an archive that is taken apart: others are a few dozen bytes long."""
 RAW_MAX: Final = 256 << 10
 """Raw bytes in one event: so much is in memory, however well they were compressed."""
 

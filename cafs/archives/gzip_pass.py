@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cafs.archives import bytecode, gnu_gzip
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
-from cafs.archives.gzip_format import Begin, End, Event, GzipReader, Header, Kept, Raw
+from cafs.archives.gzip_format import KEPT_MAX, Begin, End, Event, GzipReader, Header, Kept, Raw
 from cafs.archives.inner import InnerWriter
 from cafs.archives.inside import Inside
 from cafs.archives.nested_file import NestedFile, Room
@@ -27,8 +27,6 @@ STEP: Final = 8 << 10
 they are made of is not too much."""
 TRAILING_MAX: Final = 64 << 10
 """Bytes behind the last member that are kept beside; more is no gzip file."""
-HEADER_MAX: Final = 4 << 10
-"""The longest header that is kept in a recipe."""
 PROGRAMS_MAX: Final = 64
 """Members that take a process of their own to be made again."""
 MEMBERS_MAX: Final = 10_000
@@ -112,7 +110,10 @@ class GzipPass:
             yield from self._store()
         if self._stream is not None:
             inside = 0 if self._inside is None else self._inside.raw_bytes
-            self._stream.advance(self._nested_bytes + inside)
+            try:
+                self._stream.advance(self._nested_bytes + inside)
+            except NoEngineError:
+                raise LeftError("no engine makes this stream") from None
         self._recent_at += len(piece)
 
     def _take(self, event: Event) -> None:
@@ -125,7 +126,7 @@ class GzipPass:
             except NoEngineError:
                 raise LeftError("no engine makes this stream") from None
         elif isinstance(event, Kept):
-            if len(event.data) > HEADER_MAX:
+            if len(event.data) > KEPT_MAX:
                 raise LeftError("a header of unusual length")
             for low in range(0, len(event.data), recipe.LITERAL_MAX):
                 self._segments.append(recipe.literal(event.data[low : low + recipe.LITERAL_MAX]))

@@ -15,8 +15,6 @@ from cafs.archives.gzip_format import RAW_MAX
 from cafs.archives.segments import LeftError
 
 STEP: Final = 16 << 10
-BEGUN_MAX: Final = 2 << 20
-"""Compressed bytes that may pass without it being known who made them."""
 
 
 class MemberSink(Protocol):
@@ -81,15 +79,12 @@ class DeflatedMember:
         behind = 0
         try:
             behind = self._inflate(stream, data)
-            if not stream.known and len(self._begun) > BEGUN_MAX:
-                raise NoEngineError
+            if not self.over:
+                stream.advance()
         except (zlib.error, NoEngineError):
             if stream.known:
                 raise LeftError("a member that is damaged") from None
             self._leave()
-        else:
-            if not self.over:
-                stream.advance()
         if stream.known:
             self._begun.clear()
         self.seen += len(data) - behind

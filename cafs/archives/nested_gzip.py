@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from cafs.archives.gzip_format import (
     FIXED_SIZE,
+    KEPT_MAX,
     TRAILER_SIZE,
     Header,
     header_length,
@@ -35,8 +36,20 @@ class NestedGzip(NestedFile[Guesser]):
         if self._trailer:
             return TRAILER_SIZE
         length = header_length(held)
-        # A name ends where it ends.
-        return max(length or len(held) + 1, 0)
+        if length < 0 or max(length, len(held)) > KEPT_MAX:
+            return 0
+        return length or len(held) + 1
+
+    def _header(self, view: memoryview) -> int:
+        if not self._trailer and len(self._held) >= FIXED_SIZE:
+            # A name ends where it ends: that is looked for in all that came, not byte by byte.
+            came = bytes(self._held) + bytes(view[: KEPT_MAX + 1 - len(self._held)])
+            length = header_length(came)
+            if length > 0:
+                self._wanted = length
+            else:
+                self._wanted = len(came) + (len(came) <= KEPT_MAX)
+        return super()._header(view)
 
     def _follows(self, header: bytes) -> None:
         self._trailer = not self._trailer
