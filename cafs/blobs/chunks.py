@@ -231,22 +231,35 @@ class Chunks:
                 return number, extent
         return None
 
-    def cut_tail(self, pack: PackNo, least: int) -> int:
-        """Take the end of an unsealed pack away if only uploads that failed ever had it; how many
-        bytes.  Any thread; blocks while the pack is synced.
+    def void_tail(self, pack: PackNo) -> tuple[int, int] | None:
+        """Where what only uploads that failed ever had begins and ends in a pack; None if there is
+        more behind it.  An index on disk may still name it.  Any thread.
+        """
+        with self._lock:
+            return self._void_tail(pack)
 
-        Less than *least* bytes are left alone.  Its file gets shorter with PackStore.trim(), once
-        an index that has the pack's new size is on disk.
+    def _void_tail(self, pack: PackNo) -> tuple[int, int] | None:
+        end = self.shown.end(pack)
+        ahead = [extent for _, extent in self._landing_extents.values()]
+        waits = [*ahead, *self._healing.values()]
+        if not self.shown.is_void(pack) or any(
+            extent.pack == pack and extent.offset >= end for extent in waits
+        ):
+            return None
+        return end, self._packs.size_of(pack)
+
+    def cut_tail(self, pack: PackNo, tail: tuple[int, int]) -> int:
+        """Take what void_tail() said away from an unsealed pack, if nothing came behind it since;
+        how many bytes.  Any thread; blocks while the pack is synced.
+
+        Only when a commit that began after void_tail() is on disk: what is stored next is written
+        over these bytes.  The file gets shorter with PackStore.trim(), once an index that has the
+        pack's new size is on disk.
         """
         with self._packs.not_syncing(), self._lock:
-            end = self.shown.end(pack)
-            ahead = [extent for _, extent in self._landing_extents.values()]
-            waits = [*ahead, *self._healing.values()]
-            if not self.shown.is_void(pack) or any(
-                extent.pack == pack and extent.offset >= end for extent in waits
-            ):
+            if self._void_tail(pack) != tail:
                 return 0
-            return self._packs.cut(pack, end, least)
+            return self._packs.cut(pack, tail[0], 1)
 
     def landing_packs(self) -> set[PackNo]:
         """Packs with chunks that no record names yet, new copies of damaged ones among them."""

@@ -96,10 +96,18 @@ class Compactor:
         least = BLOCK if self._is_full else WORTH_CUTTING
         freed = 0
         async with self._lock:
-            for number, (_, sealed) in store.packs.sizes().items():
-                if sealed or store.chunks.shown.end(number) >= store.packs.size_of(number) - least:
-                    continue
-                cut = await store.workers.run(partial(store.chunks.cut_tail, number, least))
+            tails = {
+                number: tail
+                for number, (_, sealed) in store.packs.sizes().items()
+                if not sealed
+                and (tail := store.chunks.void_tail(number)) is not None
+                and tail[1] - tail[0] >= least
+            }
+            if tails:
+                # After a crash the index on disk counts: nothing may be written over what it names.
+                await store.commit()
+            for number, tail in tails.items():
+                cut = await store.workers.run(partial(store.chunks.cut_tail, number, tail))
                 if cut:
                     self._untrimmed.add(number)
                     freed += cut

@@ -189,11 +189,13 @@ def test_what_is_just_being_stored_is_not_cut_off(path: Path) -> None:
         async with upload.begin(store, 0o600, 0, 0) as incoming:
             await incoming.write(MORE)
             await store.contents.settle(incoming.ino)
-            assert store.chunks.cut_tail(PackNo(1), 1) == 0
+            assert store.chunks.void_tail(PackNo(1)) is None
             await incoming.finish()
             incoming.place(ROOT, b"more", None)
         await store.sync_all()
-        assert store.chunks.cut_tail(PackNo(1), 1) == 0
+        tail = store.chunks.void_tail(PackNo(1))
+        assert tail is not None
+        assert tail[0] == tail[1]
         assert await read(store, b"more") == MORE
 
     in_store(path, work, QUIET)
@@ -211,7 +213,9 @@ def test_a_crash_in_between_loses_nothing(path: Path, stop: str) -> None:
         store.nameless.look_again()
         await Sweeper(store).once()
         await store.commit()
-        assert store.chunks.cut_tail(PackNo(1), 1) > 600_000
+        tail = store.chunks.void_tail(PackNo(1))
+        assert tail is not None
+        assert store.chunks.cut_tail(PackNo(1), tail) > 600_000
         if stop == "before the commit":
             # Written over what the last commit still counts as a part of the pack.
             await write(store, ROOT, b"more", MORE)
@@ -244,11 +248,17 @@ def test_a_file_is_not_cut_before_the_index_knows(
         compactor = Compactor(store)
         length = os.path.getsize(store.packs.pack_path(PackNo(1)))
 
-        async def fail() -> None:
-            raise DiskFullError("no room for a commit")
+        commit = store.commit
+        commits = []
+
+        async def fail_the_second_time() -> None:
+            commits.append(1)
+            if len(commits) > 1:
+                raise DiskFullError("no room for a commit")
+            await commit()
 
         with monkeypatch.context() as broken:
-            broken.setattr(store, "commit", fail)
+            broken.setattr(store, "commit", fail_the_second_time)
             with pytest.raises(DiskFullError):
                 await compactor.give_tails_back()
         assert os.path.getsize(store.packs.pack_path(PackNo(1))) == length
@@ -257,6 +267,90 @@ def test_a_file_is_not_cut_before_the_index_knows(
 
     in_store(path, work, QUIET)
     assert_sound(path)
+
+
+RETRIED = LARGE[:700_000]
+
+
+async def send(store: Store, name: bytes, data: bytes) -> None:
+    async with upload.begin(store, 0o600, 0, 0) as incoming:
+        await incoming.write(data)
+        await incoming.finish()
+        incoming.place(ROOT, name, None)
+    await store.sync_all()
+
+
+def crash_and_retry(path: Path, thread: StoreThread) -> None:
+    """What a client does that got no answer; with an answer its bytes are safe."""
+    thread.crash()
+
+    async def retry(store: Store) -> None:
+        await send(store, b"retried", RETRIED)
+        assert await read(store, b"retried") == RETRIED
+
+    in_store(path, retry, QUIET)
+    assert_sound(path)
+
+
+def test_nothing_is_cut_off_that_the_index_on_disk_still_names(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = StoreThread(path)
+
+    async def work(store: Store) -> None:
+        await write(store, ROOT, b"kept", KEPT)
+        await store.sync_all()
+        await fail_to_upload(store, RETRIED)
+        store.nameless.look_again()
+        await Sweeper(store).once()
+
+        def refuse(_layer: object) -> None:
+            raise DiskFullError("no room for a commit")
+
+        monkeypatch.setattr(store._writer, "write", refuse)
+        with pytest.raises(DiskFullError):
+            await Compactor(store).give_tails_back()
+        store.space.problem = None
+        async with upload.begin(store, 0o600, 0, 0) as incoming:
+            await incoming.write(MORE)
+            await store.contents.settle(incoming.ino)
+            store.chunks.write_back()
+
+    thread.run(work)
+    crash_and_retry(path, thread)
+
+
+def test_what_came_while_the_index_was_written_is_not_cut_off(path: Path) -> None:
+    """Stored and counted, in that very commit, and gone again before it was over."""
+    thread = StoreThread(path)
+
+    async def work(store: Store) -> None:
+        await write(store, ROOT, b"kept", KEPT)
+        await store.sync_all()
+        await fail_to_upload(store, MORE)
+        store.nameless.look_again()
+        await Sweeper(store).once()
+        commit = store.commit
+        commits = []
+
+        async def commit_what_comes() -> None:
+            if not commits:
+                commits.append(1)
+                await fail_to_upload(store, RETRIED)
+                store.nameless.look_again()
+                await Sweeper(store).once()
+                return
+            await commit()
+
+        store.commit = commit_what_comes  # type: ignore[method-assign]
+        assert await Compactor(store).give_tails_back() == 0
+        assert commits
+        # Else its bytes would be written over here.
+        await write(store, ROOT, b"other", noise(4, 700_000))
+        store.chunks.write_back()
+
+    thread.run(work)
+    crash_and_retry(path, thread)
 
 
 def test_a_check_beside_it_is_not_misled(path: Path) -> None:
