@@ -209,13 +209,17 @@ class Chunks:
 
     def get(self, number: ChunkNo) -> ChunkRecord:
         """The record of a chunk.  Raises IndexDamagedError if there is none."""
-        value = self._overlay.get(layout.CHUNKS, layout.u48(number))
-        if value is None:
-            landing = self._landing_extents.get(number)
-            if landing is not None:
-                return ChunkRecord(landing[0], landing[1], 0)
+        record = self._find(number)
+        if record is None:
             raise IndexDamagedError(f"chunk {number} has no record")
-        return layout.unpack_chunk(value)
+        return record
+
+    def _find(self, number: ChunkNo) -> ChunkRecord | None:
+        value = self._overlay.get(layout.CHUNKS, layout.u48(number))
+        if value is not None:
+            return layout.unpack_chunk(value)
+        landing = self._landing_extents.get(number)
+        return None if landing is None else ChunkRecord(landing[0], landing[1], 0)
 
     def extent_of(self, number: ChunkNo) -> Extent:
         """Where to read a chunk; of a damaged one the new copy, as soon as there is one."""
@@ -224,11 +228,14 @@ class Chunks:
 
     def at(self, sha256: bytes, pack: PackNo, offset: int) -> tuple[ChunkNo, Extent] | None:
         """The chunk that lies just there, or None."""
-        number = self._known(sha256) or self._committed([sha256]).get(sha256)
-        if number is not None:
-            extent = self.get(number).extent
-            if extent.pack == pack and extent.offset == offset:
-                return number, extent
+        # All of them: where the same bytes were stored twice, either place is alive.
+        numbers = self._overlay.committed_numbers(layout.CHUNK_SHA256, [sha256])[0]
+        for number in (self._known(sha256), *map(ChunkNo, numbers)):
+            record = None if number is None else self._find(number)
+            if number is not None and record is not None:
+                extent = record.extent
+                if extent.pack == pack and extent.offset == offset:
+                    return number, extent
         return None
 
     def void_tail(self, pack: PackNo) -> tuple[int, int] | None:

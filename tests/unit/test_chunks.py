@@ -13,6 +13,7 @@ import xxhash
 from cafs.blobs import codec
 from cafs.blobs.pack import StoredChunk
 from cafs.errors import DiskFullError, IndexDamagedError
+from cafs.index import layout
 from cafs.newstore import create
 from cafs.store import Store
 from cafs.types import ChunkNo
@@ -154,5 +155,28 @@ def test_workers_that_meet_store_a_chunk_once(served: StoreThread) -> None:
             store.chunks.count(numbers)
         assert store.chunks.get(found[0][0]).refs == 4
         assert store.counters.chunks == 1
+
+    served.run(play)
+
+
+def test_a_chunk_that_was_stored_twice_is_found_in_both_places(
+    served: StoreThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(store: Store) -> None:
+        nothing: dict[bytes, ChunkNo] = {}
+        for _ in range(2):
+            with monkeypatch.context() as forgetful:
+                forgetful.setattr(store.chunks, "_committed", lambda _digests: nothing)
+                numbers, stored = intern(store, [b"one"])
+            assert stored == [b"one"]
+            store.chunks.count(numbers)
+            await store.commit()
+        scan = store.overlay.scan(layout.CHUNKS, b"", b"")
+        extents = {key: layout.unpack_chunk(value).extent for key, value in scan}
+        assert len(extents) == 2
+        for key, extent in extents.items():
+            number = ChunkNo(layout.from_u48(key))
+            assert store.chunks.at(digest(b"one"), extent.pack, extent.offset) == (number, extent)
+            assert store.chunks.at(digest(b"one"), extent.pack, extent.offset + 1) is None
 
     served.run(play)
