@@ -36,7 +36,7 @@ def recover(
     }
     for problem in packs.recover(known, PackNo(next_no)):
         if problem.sidecar_only:
-            _rewrite_sidecar(packs, overlay, problem.pack)
+            rewrite_sidecar(packs, overlay, problem.pack)
         else:
             text = "pack %08x: %s; what to do: cafs check %s"
             log.error(text, problem.pack, problem.text, store)
@@ -61,8 +61,8 @@ def condemn(chunks: Chunks, overlay: Overlay, short: Mapping[PackNo, int]) -> No
         log.error("%d chunks are lost, %d of them since the last start", len(lost), marked)
 
 
-def _rewrite_sidecar(packs: PackStore, overlay: Overlay, pack: PackNo) -> None:
-    """A power loss took a part of a sidecar: the index has what it said."""
+def rewrite_sidecar(packs: PackStore, overlay: Overlay, pack: PackNo) -> None:
+    """The disk took a sidecar or a part of it: the index has what it said.  Any thread."""
     records = []
     try:
         for _, value in overlay.scan(layout.CHUNKS, b"", b""):

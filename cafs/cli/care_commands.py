@@ -24,7 +24,14 @@ from cafs.errors import (
     UsageError,
     first_foreseen,
 )
-from cafs.units import human_size, parse_duration, parse_size, plural
+from cafs.units import (
+    duration_text,
+    human_duration,
+    human_size,
+    parse_duration,
+    parse_size,
+    plural,
+)
 
 if TYPE_CHECKING:
     from cafs.operate.finding import Finding
@@ -33,6 +40,10 @@ if TYPE_CHECKING:
 
 SHOWN: Final = 100
 """Findings that are printed one by one, with their paths; all are counted."""
+GRACE_MAX_S: Final = 30 * 86400.0
+"""As in the settings: who asks for more waits for ever."""
+WORTH_TELLING_S: Final = 5.0
+"""A wait that is told of beforehand."""
 
 
 @command(
@@ -258,6 +269,7 @@ def compact(frame: Frame, store: Path | None, grace: str | None, progress: str) 
 
     Sweeps, rewrites each pack with something dead in it, and shrinks the index. A mounted store
     does the most of it by itself, in the background.
+    Exit code 8: something that is alive in a pack cannot be read, and so the pack stays.
     """
     from cafs.operate import give_back
 
@@ -266,6 +278,8 @@ def compact(frame: Frame, store: Path | None, grace: str | None, progress: str) 
         grace_s = None if grace is None else parse_duration(grace)
     except ValueError as error:
         raise UsageError(f"--grace: {error}") from None
+    if grace_s is not None and grace_s > GRACE_MAX_S:
+        raise UsageError(f"--grace {grace}: it must be at most {duration_text(GRACE_MAX_S)}")
 
     def offline(path: Path, options: Any, on_progress: Any) -> Any:
         return give_back.compact_offline(path, options, grace_s or 0.0, on_progress)
@@ -273,9 +287,21 @@ def compact(frame: Frame, store: Path | None, grace: str | None, progress: str) 
     answer = _order(frame, path, "compact", progress, offline, grace_s=grace_s)
     if frame.json:
         say_json({"store": str(path)} | answer)
+        _exit_if_left(answer)
         return
+    for each in answer.get("left_packs", []):
+        say(f"pack {each['pack']} is left as it is: {each['why']}")
     packs, index = human_size(answer["freed_bytes"]), human_size(answer["freed_index_bytes"])
     say(f"{path}: {packs} of packs and {index} of the index given back")
+    if answer.get("left_packs_count"):
+        say("  what to do: cafs scrub names the files that are damaged; copy them in again")
+    _exit_if_left(answer)
+
+
+def _exit_if_left(answer: dict[str, Any]) -> None:
+    # A daemon of an older cafs does not say.
+    if answer.get("left_packs_count"):
+        raise click.exceptions.Exit(_exit_code())
 
 
 @command("rebuild", example="cafs umount /mnt && cafs rebuild /var/lib/cafs/blobs")
@@ -337,12 +363,26 @@ def _order(
     """Let the daemon do it, or do it here when there is none."""
     from cafs import control
 
+    waits = False
+
+    def on_progress(done: float, total: float, /, waiting_s: float = 0.0) -> None:
+        nonlocal waits
+        advance(done, total)
+        if waiting_s >= WORTH_TELLING_S and not waits:
+            waits = True
+            note(
+                f"waiting for at most {human_duration(waiting_s)}: another process may be reading "
+                "from a pack that is to go (--grace 0s does not wait)"
+            )
+
     with progress(mode, name, "packs") as advance:
         try:
             return control.call(
                 path,
                 name,
-                on_progress=lambda at: advance(at.get("done", 0), at.get("total", 0)),
+                on_progress=lambda at: on_progress(
+                    at.get("done", 0), at.get("total", 0), at.get("waiting_s", 0.0)
+                ),
                 **arguments,
             )
         except DaemonAbsentError:
@@ -352,7 +392,7 @@ def _order(
         import trio
 
         options = frame.settings().mount
-        work = functools.partial(offline, path, options, advance)
+        work = functools.partial(offline, path, options, on_progress)
         try:
             answer: dict[str, Any] = trio.run(work)
         except BaseExceptionGroup as group:

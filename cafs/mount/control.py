@@ -203,10 +203,10 @@ async def _attended(
 ) -> dict[str, Any]:
     """Do long work, and tell the caller each second how far it is."""
     finished = trio.Event()
-    reached = {"done": 0, "total": 0}
+    reached: dict[str, float] = {"done": 0, "total": 0}
 
-    def on_progress(done: int, total: int) -> None:
-        reached.update(done=done, total=total)
+    def on_progress(done: int, total: int, /, waiting_s: float = 0.0) -> None:
+        reached.update(done=done, total=total, waiting_s=waiting_s)
 
     async def tell() -> None:
         while not finished.is_set():

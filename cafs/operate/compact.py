@@ -9,18 +9,18 @@ dead bytes, and the old pack goes only after the commit that forgot it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Protocol
 
 import trio
 
-from cafs.blobs import sidecar
 from cafs.blobs.pack import StoredChunk
 from cafs.blobs.reader import verified
-from cafs.errors import CafsError, DamagedError, DiskFullError
+from cafs.errors import CafsError, DamagedError, DiskFullError, ReadOnlyError
 from cafs.index import layout
 from cafs.index.layout import PackRecord
-from cafs.operate.holes import BLOCK, Holes
+from cafs.operate.holes import BLOCK, CHUNKS_AT_ONCE, Holes
+from cafs.operate.pack_records import records_in
 from cafs.store import Store
 from cafs.types import ChunkNo, Extent, PackNo
 
@@ -28,18 +28,31 @@ log = logging.getLogger(__name__)
 
 PAUSE_S = 5.0
 PAUSE_FULL_S = 1.0
+POLL_S = 0.1
 MOSTLY_DEAD = 0.5
 """A pack of which less than this is alive is rewritten by itself."""
 PARTLY_DEAD = 0.9
 """The same on a full disk."""
 BATCH = 4 << 20
 """Bytes that are copied at once."""
+CHUNKS_MOVED_AT_ONCE = 1024
+"""Chunks that are copied at once, however small they are."""
 WORTH_CUTTING = 1 << 20
 """Bytes at the end of a pack from which on they are given back before it is compacted."""
 WORTH_CLOSING = 32 << 20
 """Bytes from which on a mostly dead pack is closed before it has its full size."""
 
-OnProgress = Callable[[int, int], None]
+
+class OnProgress(Protocol):
+    """Is told how far the work is."""
+
+    def __call__(self, done: int, total: int, /, waiting_s: float = 0.0) -> None:
+        """*done* of *total* packs; if *waiting_s* is given nothing is done for at most that."""
+        ...
+
+
+_Batch = list[tuple[ChunkNo, Extent, bytes]]
+"""Chunks, where they lie, and their SHA-256."""
 
 
 class Compactor:
@@ -48,25 +61,34 @@ class Compactor:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = trio.Lock()
-        self._left: set[PackNo] = set()
-        # Packs that hold what cannot be moved: not tried again and again.
+        self.left: dict[PackNo, str] = {}
+        """Packs that hold what cannot be moved, and why: not tried again and again."""
         self._untrimmed: set[PackNo] = set()
         # Packs that are shorter than their files.
         self._doomed: list[tuple[PackNo, int]] = []
         # Packs that the index is about to forget, or has forgotten, with their sizes.
+        self._stuck: set[PackNo] = set()
+        # Those of them whose files could not be removed: logged once.
         self._holes = Holes(store)
 
     async def run(self) -> None:
         """Compact what is mostly dead, for ever."""
         while True:
             await trio.sleep(PAUSE_FULL_S if self._store.space.scarce else PAUSE_S)
-            threshold = PARTLY_DEAD if self._is_full else MOSTLY_DEAD
             try:
-                await self.give_tails_back()
-                await self._close_dead(threshold)
-                await self.once(threshold, self._store.options.grace)
+                await self.step()
             except CafsError as error:
                 log.warning("compaction stopped for now: %s", error)
+
+    async def step(self) -> None:
+        """Compact what is mostly dead, once."""
+        if self._store.space.problem is not None and not self._is_full:
+            # What cannot be stored must not become more; a full disk gets room by this.
+            return
+        threshold = PARTLY_DEAD if self._is_full else MOSTLY_DEAD
+        await self.give_tails_back()
+        await self._close_dead(threshold)
+        await self.once(threshold, self._store.options.grace)
 
     @property
     def _is_full(self) -> bool:
@@ -83,7 +105,7 @@ class Compactor:
             if record.flags & layout.PACK_SEALED
             and record.live_bytes < threshold * record.size
             and record.live_chunks
-            and number not in self._left
+            and number not in self.left
         ]
         return sorted(found, key=lambda pair: pair[1].live_bytes)
 
@@ -186,35 +208,61 @@ class Compactor:
         ]
 
     async def whole(self, grace_s: float, on_progress: OnProgress | None = None) -> int:
-        """Compact all that has anything dead in it, the open pack too, and wait for the grace."""
+        """Compact all that has anything dead in it, the open pack too, and wait for the grace.
+
+        Not for that of packs which others empty meanwhile: on a busy store that has no end.
+        """
         store = self._store
         await store.sync_all()
-        self._left.clear()
+        self.left.clear()
         await self._close_current()
         removed = await self.once(0.95, grace_s, on_progress)
-        while any(
-            record.flags & layout.PACK_SEALED and record.flags & layout.PACK_EMPTIED
-            for _, record in store.pack_table.items()
-        ):
-            await trio.sleep(min(0.1, grace_s))
+        emptied = self._emptied()
+        end = store.clock.monotonic() + grace_s
+        if emptied and grace_s and on_progress is not None:
+            on_progress(0, len(emptied), grace_s)
+        while emptied & self._emptied():
+            over = store.clock.monotonic() > end
+            await trio.sleep(min(POLL_S, grace_s))
             removed += await self.once(0.0, grace_s)
+            if over:
+                # What is still there is held by something else than the grace.
+                break
         return removed
 
+    def _emptied(self) -> set[PackNo]:
+        """Packs that go when nobody can be reading from them any more."""
+        return {
+            number
+            for number, record in self._store.pack_table.items()
+            if record.flags & layout.PACK_SEALED and record.flags & layout.PACK_EMPTIED
+        }
+
     async def _rewrite(self, number: PackNo, record: PackRecord) -> None:
+        """Move what is alive in a pack.  One of which something cannot be read stays as it is."""
         store = self._store
         rate = store.options.compact_rate
-        for batch in self._batches(number):
+        try:
+            batches = await self._alive(number)
+        except (DiskFullError, ReadOnlyError):
+            raise
+        except CafsError as error:
+            self._leave(number, error)
+            return
+        for batch in batches:
             began = store.clock.monotonic()
-            if not await self._move(batch):
-                self._left.add(number)
+            try:
+                pieces = await store.workers.run(partial(self._read, batch))
+            except CafsError as error:
+                self._leave(number, error)
                 return
+            await self._move(batch, pieces)
             await store.make_room()
             size = sum(extent.stored_length for _, extent, _ in batch)
             await trio.sleep(max(0.0, size / rate - (store.clock.monotonic() - began)))
         left = store.pack_table.get(number)
         if left is not None and left.live_chunks:
-            self._left.add(number)
-            log.warning("pack %08x still has chunks; what to do: cafs check", number)
+            self._leave(number, DamagedError("it still has chunks"))
             return
         log.info(
             "pack %08x rewritten: %d of %d bytes were alive",
@@ -223,46 +271,50 @@ class Compactor:
             record.size,
         )
 
-    def _batches(self, number: PackNo) -> Iterator[list[tuple[ChunkNo, Extent, bytes]]]:
+    def _leave(self, number: PackNo, error: CafsError) -> None:
+        """The pack is not tried again until somebody asks for it."""
+        self.left[number] = str(error)
+        log.error("pack %08x is left as it is: %s; what to do: %s", number, error, error.advice)
+
+    async def _alive(self, number: PackNo) -> list[_Batch]:
         """What is alive in a pack, by its sidecar, some megabytes at a time."""
         chunks = self._store.chunks
-        batch: list[tuple[ChunkNo, Extent, bytes]] = []
-        size = 0
-        for record in list(sidecar.read_sidecar(self._store.packs.sidecar_path(number))):
+        batches: list[_Batch] = []
+        size = BATCH
+        for count, record in enumerate(await records_in(self._store, number)):
+            if count % CHUNKS_AT_ONCE == CHUNKS_AT_ONCE - 1:
+                await trio.lowlevel.checkpoint()
             found = chunks.at(record.sha256, number, record.offset)
             if found is None:
                 continue
-            batch.append((*found, record.sha256))
+            if size >= BATCH or len(batches[-1]) >= CHUNKS_MOVED_AT_ONCE:
+                batches.append([])
+                size = 0
+            batches[-1].append((*found, record.sha256))
             size += record.stored_length
-            if size >= BATCH:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+        return batches
 
-    async def _move(self, batch: list[tuple[ChunkNo, Extent, bytes]]) -> bool:
+    def _read(self, batch: _Batch) -> list[StoredChunk]:
+        """The bytes of chunks.  Blocks; runs in a thread."""
+        pieces = []
+        for number, extent, sha256 in batch:
+            stored = self._store.packs.read_stored(extent.pack, extent.offset, extent.stored_length)
+            # A damaged chunk must not be moved: its copy would have a good new place.
+            verified(number, extent, stored)
+            pieces.append(StoredChunk(sha256, stored, extent.codec, extent.raw_length, extent.xxh3))
+        return pieces
+
+    async def _move(self, batch: _Batch, pieces: list[StoredChunk]) -> None:
         store = self._store
 
-        def copy() -> list[Extent]:
-            pieces = []
-            for number, extent, sha256 in batch:
-                stored = store.packs.read_stored(extent.pack, extent.offset, extent.stored_length)
-                # A damaged chunk must not be moved: its copy would have a good new place.
-                verified(number, extent, stored)
-                pieces.append(
-                    StoredChunk(sha256, stored, extent.codec, extent.raw_length, extent.xxh3)
-                )
+        def append() -> list[Extent]:
+            store.chunks.bound_unsynced()
             return store.packs.append(pieces)
 
-        try:
-            extents = await store.workers.run(copy)
-        except DamagedError as error:
-            log.error("pack %08x is left as it is: %s", batch[0][1].pack, error)
-            return False
+        extents = await store.workers.run(append)
         now_ns = store.clock.now_ns()
         for (number, old, _), new in zip(batch, extents, strict=True):
             store.chunks.move(number, old, new, now_ns)
-        return True
 
     async def _remove_emptied(self, grace_s: float) -> int:
         store = self._store
@@ -289,10 +341,17 @@ class Compactor:
         # If it fails they stay on the list: the index forgets them with a later commit.
         await store.commit()
         freed = 0
-        while self._doomed:
-            number, size = self._doomed[-1]
-            store.packs.remove(number)
+        for each in list(self._doomed):
+            number, size = each
+            try:
+                await store.workers.run(partial(store.packs.remove, number))
+            except CafsError as error:
+                # It stays on the list; others may go.
+                if number not in self._stuck:
+                    log.error("pack %08x is empty and stays: %s", number, error)
+                self._stuck.add(number)
+                continue
             store.chunks.shown.forget(number)
-            self._doomed.pop()
+            self._doomed.remove(each)
             freed += size
         return freed

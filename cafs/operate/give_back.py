@@ -50,7 +50,9 @@ async def compact_now(
         # The old copy may be as large as the index was, and names packs that are gone.
         await copier.once()
     del swept["dead_bytes"]
-    return swept | {"freed_bytes": freed, "freed_index_bytes": index}
+    left = [{"pack": f"{number:08x}", "why": why} for number, why in sorted(compactor.left.items())]
+    packs = {"left_packs_count": len(left), "left_packs": left}
+    return swept | {"freed_bytes": freed, "freed_index_bytes": index} | packs
 
 
 async def sweep_offline(path: Path, options: MountOptions, on_progress: OnProgress) -> Any:

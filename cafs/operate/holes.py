@@ -16,10 +16,10 @@ from functools import partial
 
 import trio
 
-from cafs.blobs import sidecar
 from cafs.blobs.fileheader import HEADER_LENGTH
 from cafs.errors import CafsError, DamagedError, DiskFullError
 from cafs.index.layout import PackRecord
+from cafs.operate.pack_records import records_in
 from cafs.store import Store
 from cafs.types import PackNo
 
@@ -135,7 +135,8 @@ class Holes:
                 raise DamagedError(
                     f"{record.live_bytes} of its bytes are alive, and its sidecar has {alive}"
                 )
-        except DamagedError as error:
+        except CafsError as error:
+            # Whatever it is: other packs may have something to give.
             ranges = []
             log.warning(
                 "what is dead in pack %08x is left: %s; what to do: cafs check", number, error
@@ -147,8 +148,7 @@ class Holes:
     async def _dead_ranges(self, number: PackNo, size: int) -> tuple[Ranges, int]:
         """Whole blocks of a pack that no chunk record points into, and the bytes alive."""
         chunks = self._store.chunks
-        path = self._store.packs.sidecar_path(number)
-        records = await self._store.workers.run(lambda: list(sidecar.read_sidecar(path)))
+        records = await records_in(self._store, number)
         ranges, end, alive = [], HEADER_LENGTH, 0
         for count, record in enumerate(records):
             if count % CHUNKS_AT_ONCE == CHUNKS_AT_ONCE - 1:
