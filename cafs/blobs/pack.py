@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
@@ -76,18 +76,22 @@ class PackStore:
         return packrecovery.paths_of(self._directory, pack).sidecar
 
     def recover(
-        self, packs: Mapping[PackNo, tuple[int, bool]], next_pack_no: PackNo
+        self,
+        packs: Mapping[PackNo, tuple[int, bool]],
+        next_pack_no: PackNo,
+        empty: Collection[PackNo] = (),
     ) -> list[Problem]:
         """Bring the directory to the last commit, and be ready to append.
 
         *packs* has the committed length and whether sealed; *next_pack_no* is above every number
-        that was ever committed.  Files of other packs are removed, unsealed packs are cut to
-        their committed length.  A pack that is missing, too short or not ours is returned as a
-        problem, keeps its record and takes no more chunks; reading what it lost raises
-        ChunkDamagedError.  Raises DiskError and its kin when the directory cannot be read or
-        changed.
+        that was ever committed; nothing is alive in those in *empty*.  Files of other packs are
+        removed, unsealed packs are cut to their committed length.  A pack that is missing, too
+        short or not ours is returned as a problem, keeps its record and takes no more chunks;
+        reading what it lost raises ChunkDamagedError.  While one is missing or too short that is
+        not empty, nothing is removed or cut, and no number is used that a file has.  Raises
+        DiskError and its kin when the directory cannot be read or changed.
         """
-        found = packrecovery.recover(self._disk, self._directory, self._store_id, packs)
+        found = packrecovery.recover(self._disk, self._directory, self._store_id, packs, empty)
         with self._lock:
             # What cannot be appended to is as good as sealed.
             self._sizes = {pack: (size, True) for pack, (size, _) in packs.items()}
@@ -98,7 +102,7 @@ class PackStore:
             if found.open and found.open[-1].size < self._pack_size:
                 self._current = found.open[-1]
                 self._current.full = False
-            self._next = next_pack_no
+            self._next = max(next_pack_no, PackNo(found.last + 1))
         return found.problems
 
     # -- writing

@@ -1,15 +1,17 @@
 """What a directory of packs is brought to when a store is opened.
 
 Owns the void rule: what lies beyond the committed length of a pack, and every pack that the
-index does not know, is void, and its space is taken back here.  Touches nothing below a
-committed length.  Invariant: running it twice is the same as running it once.
+index does not know, is void, and its space is taken back here.  But where a pack is missing that
+the index counts on, the index may be older than the packs, and what it misses may just have moved
+to what it does not know: then nothing of this store's is void.  Touches nothing below a committed
+length.  Invariant: running it twice is the same as running it once.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from cafs.blobs import fileheader
@@ -17,7 +19,7 @@ from cafs.blobs.fileheader import HEADER_LENGTH, PACK_MAGIC, FileHeader
 from cafs.blobs.packfile import PackFile, Paths
 from cafs.blobs.sidecar import read_sidecar
 from cafs.durable import Disk
-from cafs.errors import DamagedError, NotFoundError, from_os_error
+from cafs.errors import CafsError, DamagedError, NotFoundError, from_os_error
 from cafs.types import PackNo
 
 _NAME: Final = re.compile(r"([0-9a-f]{8})\.(pack|side)(\.new)?")
@@ -32,6 +34,9 @@ class Problem(NamedTuple):
     """The chunks are all there; only rebuilding the chunk table would miss some."""
     length: int | None = None
     """How many bytes of the pack there are, where some are missing."""
+    kept: bool = False
+    """Nothing is wrong with it but that the index does not know it, or not all of it; it is kept
+    because others are missing."""
 
 
 class Recovered(NamedTuple):
@@ -40,6 +45,8 @@ class Recovered(NamedTuple):
     open: list[PackFile]
     """Unsealed packs that may take chunks, oldest first."""
     problems: list[Problem]
+    last: PackNo
+    """The greatest number of a pack that there is or should be."""
 
 
 def paths_of(directory: str, pack: PackNo) -> Paths:
@@ -49,27 +56,46 @@ def paths_of(directory: str, pack: PackNo) -> Paths:
 
 
 def recover(
-    disk: Disk, directory: str, store_id: bytes, packs: Mapping[PackNo, tuple[int, bool]]
+    disk: Disk,
+    directory: str,
+    store_id: bytes,
+    packs: Mapping[PackNo, tuple[int, bool]],
+    empty: Collection[PackNo] = (),
 ) -> Recovered:
     """Bring *directory* to what *packs* says: committed length and whether sealed, by number.
 
-    Raises DiskError and its kin when the directory cannot be read or changed.
+    Of those in *empty* nothing is alive: nothing is lost with them.  Raises DiskError and its kin
+    when the directory cannot be read or changed.
     """
-    lengths, sidecars = _remove_void(disk, directory, packs)
+    lengths, sidecars, unknown = _look(directory, packs)
+    suspect = any(
+        lengths.get(pack, 0) < committed
+        for pack, (committed, _) in packs.items()
+        if pack not in empty
+    )
+    kept = _remove_void(disk, directory, store_id, unknown, suspect)
     unsealed = []
-    problems = []
+    problems = [
+        Problem(pack, f"pack {pack} is not known to the index", sidecar_only=False, kept=True)
+        for pack in kept
+    ]
     for pack, (committed, sealed) in sorted(packs.items()):
         found = lengths.get(pack)
         if found is None or found < committed:
             what = "is missing" if found is None else f"ends at {found}"
             text = f"pack {pack} {what}, but {committed} bytes of it were committed"
-            problems.append(Problem(pack, text, sidecar_only=False, length=found or 0))
+            if pack not in empty:
+                problems.append(Problem(pack, text, sidecar_only=False, length=found or 0))
         elif sealed:
             if pack not in sidecars:
                 text = f"pack {pack} has no sidecar"
                 problems.append(Problem(pack, text, sidecar_only=True))
         else:
             paths = paths_of(directory, pack)
+            if found > committed and suspect:
+                text = f"pack {pack} has {found} bytes, of which the index knows {committed}"
+                problems.append(Problem(pack, text, sidecar_only=False, kept=True))
+                continue
             if found > committed:
                 truncate(disk, paths.pack, committed)
             header = FileHeader(pack, store_id)
@@ -83,16 +109,24 @@ def recover(
             pack_file = PackFile(disk, paths, header, size=committed, side=side)
             pack_file.settle_sidecar()
             unsealed.append(pack_file)
-    return Recovered(unsealed, problems)
+    return Recovered(unsealed, problems, max([*packs, *kept], default=PackNo(0)))
 
 
-def _remove_void(
-    disk: Disk, directory: str, packs: Mapping[PackNo, tuple[int, bool]]
-) -> tuple[dict[PackNo, int], dict[PackNo, int]]:
-    """Remove the files of unknown packs; lengths of the known packs and of their sidecars."""
+class _Unknown(NamedTuple):
+    """A file of a pack that the index does not know, or one that was never finished."""
+
+    pack: PackNo
+    path: str
+    unfinished: bool
+
+
+def _look(
+    directory: str, packs: Mapping[PackNo, tuple[int, bool]]
+) -> tuple[dict[PackNo, int], dict[PackNo, int], list[_Unknown]]:
+    """Lengths of the known packs and of their sidecars, and the files of all others."""
     lengths: dict[PackNo, int] = {}
     sidecars: dict[PackNo, int] = {}
-    void = []
+    unknown = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -101,15 +135,38 @@ def _remove_void(
                     continue  # Not one of ours: left alone.
                 pack = PackNo(int(name[1], 16))
                 if pack not in packs or name[3]:
-                    void.append(entry.path)
+                    unknown.append(_Unknown(pack, entry.path, bool(name[3])))
                 else:
                     kind = sidecars if name[2] == "side" else lengths
                     kind[pack] = entry.stat().st_size
     except OSError as error:
         raise from_os_error(error, f"list {directory}") from error
-    for path in void:
-        disk.unlink(path)
-    return lengths, sidecars
+    return lengths, sidecars, unknown
+
+
+def _remove_void(
+    disk: Disk, directory: str, store_id: bytes, unknown: list[_Unknown], suspect: bool
+) -> list[PackNo]:
+    """Remove files of packs that the index does not know; which of these packs are kept.
+
+    With *suspect* all that are this store's are.
+    """
+    kept = set()
+    if suspect:
+        for pack in {each.pack for each in unknown}:
+            path = paths_of(directory, pack).pack
+            try:
+                if header_of(disk, path) == FileHeader(pack, store_id):
+                    kept.add(pack)
+            except (DamagedError, NotFoundError):
+                pass
+            except CafsError:
+                # Nobody knows what it is.
+                kept.add(pack)
+    for each in unknown:
+        if each.unfinished or each.pack not in kept:
+            disk.unlink(each.path)
+    return sorted(kept)
 
 
 def truncate(disk: Disk, path: str, length: int) -> None:

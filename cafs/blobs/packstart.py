@@ -30,18 +30,27 @@ def recover(
     Returns the packs of which bytes are missing, and how many there are.
     """
     short = {}
+    kept = 0
     known = {
         number: (record.size, bool(record.flags & layout.PACK_SEALED))
         for number, record in table.items()
     }
-    for problem in packs.recover(known, PackNo(next_no)):
-        if problem.sidecar_only:
+    empty = {number for number, record in table.items() if not record.live_chunks}
+    for problem in packs.recover(known, PackNo(next_no), empty):
+        if problem.kept:
+            kept += 1
+            log.warning("pack %08x: %s; it is kept as it is", problem.pack, problem.text)
+        elif problem.sidecar_only:
             rewrite_sidecar(packs, overlay, problem.pack)
         else:
             text = "pack %08x: %s; what to do: cafs check %s"
             log.error(text, problem.pack, problem.text, store)
         if problem.length is not None:
             short[problem.pack] = problem.length
+    if kept:
+        # The index may be older than the packs: a copy, or a backup of another moment.
+        text = "%d packs may have what is missing in others; what to do: unmount, then: %s %s"
+        log.error(text, kept, "cafs rebuild", store)
     return short
 
 

@@ -265,6 +265,54 @@ def test_a_missing_or_short_pack_is_a_problem(
         assert_intact(packs, [stored(100)], [extent])
 
 
+@pytest.mark.parametrize("how", ["missing", "short"])
+def test_while_a_pack_is_missing_nothing_is_void(
+    open_packs: Opener, tmp_path: Path, how: str
+) -> None:
+    """An index that is older than the packs must not cost what it does not know."""
+    known, _, _ = full_and_open(open_packs)
+    packs = open_packs(known, 3)
+    later = [stored(1000, seed) for seed in range(50, 70)]
+    extents = packs.append(later)
+    packs.sync()
+    packs.close()
+    assert {extent.pack for extent in extents} == {2, 3, 4}
+    foreign = tmp_path / "00000009.pack"
+    foreign.write_bytes(b"void")
+    gone = tmp_path / "00000001.pack"
+    if how == "missing":
+        gone.unlink()
+    else:
+        os.truncate(gone, 2500)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != foreign}
+    packs = PackStore(Disk(), tmp_path, STORE_ID, PACK_SIZE)
+    with closing(packs):
+        problems = packs.recover(known, PackNo(3))
+        assert {problem.pack for problem in problems if problem.kept} == {2, 3, 4}
+        assert [problem.pack for problem in problems if not problem.kept] == [1]
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        # Nothing is put where something lies that may still be needed.
+        [extent] = packs.append([stored(100)])
+        assert extent.pack == 5
+        packs.sync()
+        assert_intact(packs, later, extents)
+
+
+def test_a_missing_pack_in_which_nothing_is_alive_is_no_problem(
+    open_packs: Opener, tmp_path: Path
+) -> None:
+    known, _, _ = full_and_open(open_packs)
+    packs = open_packs(known, 3)
+    packs.append(some(12, 700))
+    packs.sync()
+    packs.close()
+    (tmp_path / "00000001.pack").unlink()
+    packs = PackStore(Disk(), tmp_path, STORE_ID, PACK_SIZE)
+    with closing(packs):
+        assert packs.recover(known, PackNo(3), {PackNo(1)}) == []
+    assert not (tmp_path / "00000003.pack").exists()
+
+
 @pytest.mark.parametrize(
     ("at", "change"), [(0, b"X"), (8, b"\0"), (12, b"\7"), (16, b"another store's")]
 )

@@ -225,6 +225,46 @@ def test_chunks_that_moved_since_the_copy_are_found_in_the_packs(store: Path) ->
         assert b"".join(view.content(blob)) == before[b"large"]
 
 
+def _compact_without_doomed(store: Path) -> None:
+    """Every live chunk gets another place; those of one file are gone."""
+
+    async def delete() -> None:
+        async with open_store(store, OPTIONS) as opened:
+            opened.nameless.forget(opened.tree.unlink(ROOT, b"doomed")[0])
+            await opened.sync_all()
+
+    trio.run(delete)
+    trio.run(compact_offline, store, OPTIONS, 0.0, lambda _done, _total: None)
+
+
+def _assert_all_but_doomed(store: Path, before: dict[bytes, bytes]) -> None:
+    paths = {name: b"a/b/large" if name == b"large" else name for name in before}
+    blobs = {name: lookup(store, path)[1].blob for name, path in paths.items()}
+    with View(store) as view:
+        for name in before.keys() - {b"doomed"}:
+            assert b"".join(view.content(blobs[name])) == before[name], name
+
+
+def test_a_start_with_an_index_older_than_the_packs_costs_nothing(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backup that took the index a moment before the packs, and a compaction in between."""
+    before = _contents(store)
+    old = (store / "index" / pages.FILE).read_bytes()
+    _compact_without_doomed(store)
+    shutil.rmtree(store / "index")
+    (store / "index").mkdir()
+    (store / "index" / pages.FILE).write_bytes(old)
+    packs = {path.name for path in (store / "packs").iterdir()}
+    for _ in range(2):
+        trio.run(_start, store)
+        assert packs <= {path.name for path in (store / "packs").iterdir()}
+    assert f"cafs rebuild {store}" in caplog.text
+    done = rebuild(store, _nothing)
+    assert done.moved_chunks > 100
+    _assert_all_but_doomed(store, before)
+
+
 def test_a_damaged_sidecar_costs_nothing(store: Path) -> None:
     for side in (store / "packs").glob("*.side"):
         side.write_bytes(side.read_bytes()[:100] + b"garbage")
