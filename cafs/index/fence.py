@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cafs.errors import IndexDamagedError, from_os_error
-from cafs.index import meta
+from cafs.index import meta, unfinished
 from cafs.index.pages import ADVICE, CORE, FILE, Audit, Fault, audit
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,9 @@ def guard(directory: Path, budget_s: float) -> Audit:
     """Audit, fence off what is damaged, put right what can be, and log it.
 
     The caller has the lock, and nobody writes.  Raises IndexDamagedError when there is nothing
-    to begin with.
+    to begin with, or a rebuild of it did not come to its end.
     """
+    unfinished.refuse(directory)
     mended = meta.mend(directory, lose_commit=False)
     if mended is not None:
         log.error("%s: %s; it is put right", directory, mended)

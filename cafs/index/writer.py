@@ -14,7 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 from cafs.errors import CafsError, DiskError, DiskFullError, IndexDamagedError, ReadOnlyError
+from cafs.index import writer_process
 from cafs.index.overlay import Layer
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,12 @@ _KINDS: dict[str, type[CafsError]] = {
     "io": DiskError,
     "damaged": IndexDamagedError,
 }
+
+
+def fault(error: lmdb.Error, directory: Path, doing: str) -> CafsError:
+    """The error of cafs.errors for one of LMDB that writes to *directory*."""
+    kind = writer_process.kind_of(error, str(directory))
+    return _KINDS.get(kind, DiskError)(f"{doing} at {directory}: {error}")
 
 
 class IndexWriter:

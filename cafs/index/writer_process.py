@@ -91,11 +91,11 @@ def _answer(
     except lmdb.MapFullError as error:
         return False, "full", str(error)
     except (lmdb.Error, OSError) as error:
-        return False, _kind(error, env.path()), f"{error}"
+        return False, kind_of(error, env.path()), f"{error}"
     return True, "", ""
 
 
-def _kind(error: Exception, directory: str) -> str:
+def kind_of(error: Exception, directory: str) -> str:
     """What the parent is to make of an error."""
     if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError):
         return "damaged"
@@ -154,7 +154,7 @@ def main(directory: str) -> int:
             # come back meanwhile.
             opened = opened or _open(directory)
         except lmdb.Error as error:
-            answer = (False, _kind(error, directory), str(error))
+            answer = (False, kind_of(error, directory), str(error))
         else:
             answer = _answer(*opened, command, argument)
             if not answer[0] or command == "replace with shrunk":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cafs.errors import StoreError
-from cafs.index import layout
+from cafs.index import layout, unfinished
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.writer import IndexWriter
 from cafs.lock import StoreLock
@@ -42,23 +42,34 @@ def repair(path: Path, on_step: OnStep | None = None) -> Repaired:
     """Repair the store at *path*; check it afterwards to see what is left.
 
     Raises StoreBusyError when a daemon has it, DiskFullError and its kin (the rounds before
-    have been written then), StoreError when it does not come to an end.
+    have been written then), IndexDamagedError when a rebuild comes first, StoreError when it
+    does not come to an end.
     """
-    repaired: Counter[str] = Counter()
     lock = StoreLock(path)
     try:
-        writer = IndexWriter(path / "index", lock.fd)
-        try:
-            for done in range(ROUNDS_MAX):
-                counted = _round(path, writer, on_step)
-                if not counted:
-                    return Repaired(done, repaired)
-                repaired += counted
-        finally:
-            writer.close()
+        unfinished.refuse(path / "index")
+        return repair_locked(path, lock, on_step)
     finally:
         lock.release()
-    raise StoreError(f"{path} cannot be repaired: {ROUNDS_MAX} rounds were not enough")
+
+
+def repair_locked(path: Path, lock: StoreLock, on_step: OnStep | None = None) -> Repaired:
+    """As repair(), for who has the store's lock."""
+    repaired: Counter[str] = Counter()
+    writer = IndexWriter(path / "index", lock.fd)
+    try:
+        for done in range(ROUNDS_MAX):
+            counted = _round(path, writer, on_step)
+            if not counted:
+                return Repaired(done, repaired)
+            repaired += counted
+    finally:
+        writer.close()
+    raise StoreError(
+        f"{path} is not repaired yet: {ROUNDS_MAX} rounds put {repaired.total()} findings right, "
+        "and there are more",
+        advice="go on with the same command; what was put right stays so",
+    )
 
 
 def _round(path: Path, writer: IndexWriter, on_step: OnStep | None) -> Counter[str]:
