@@ -61,11 +61,13 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
     """
     path = resolve_store(store, frame)
     from cafs.cli.looking import commit_first
-    from cafs.index import pages
+    from cafs.index import copyplace, pages
     from cafs.operate.check import Check
 
     # LMDB trusts its pages; nobody else should before they were looked at.
     faults = pages.audit(path / "index").faults
+    # What the index is brought back from must not be found damaged only then.
+    of_copy = copyplace.faults(path)
     repaired: Counter[str] = Counter()
     if repair and not faults:
         from cafs.operate.repair import repair as repair_store
@@ -74,10 +76,10 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
             repaired = repair_store(path, on_step).repaired
     else:
         commit_first(path)
-    counted: Counter[str] = Counter(dict.fromkeys(["index-page"], len(faults)) if faults else {})
-    kept: list[dict[str, Any]] = [
-        {"kind": "index-page", "what": str(fault), "repair": pages.ADVICE, "paths": []}
-        for fault in faults[:SHOWN]
+    counted = Counter({"index-page": len(faults)}) + Counter({"index-copy": len(of_copy)})
+    kept = [
+        *(_of_index("index-page", str(fault), pages.ADVICE) for fault in faults[:SHOWN]),
+        *(_of_index("index-copy", fault, copyplace.ADVICE) for fault in of_copy[:SHOWN]),
     ]
     checked: dict[str, int] = {}
     if not faults:
@@ -88,10 +90,10 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
             shown: list[Finding] = []
             for finding in work.findings(on_step):
                 counted[finding.kind] += 1
-                if len(shown) < SHOWN:
+                if len(kept) + len(shown) < SHOWN:
                     shown.append(finding)
             checked = work.checked
-            kept = _with_paths(view, shown)
+            kept += _with_paths(view, shown)
     _say_check(frame, path, checked, counted, kept, repaired)
     if counted:
         raise click.exceptions.Exit(_exit_code())
@@ -99,6 +101,11 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
 
 def _exit_code() -> int:
     return CheckFailedError("").meaning.exit_code
+
+
+def _of_index(kind: str, what: str, repair: str) -> dict[str, Any]:
+    """A finding about the index as a file, as all others are told."""
+    return {"kind": kind, "what": what, "repair": repair, "repairable": False, "paths": []}
 
 
 class _steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -26,6 +27,7 @@ from cafs.operate.repair import repair
 from cafs.store import Store
 from cafs.types import ROOT
 from cafs.view import View
+from tests.conftest import RunCafs
 from tests.unit.damaged_index import break_leaf
 from tests.unit.small_store import OPTIONS, findings, in_store, lookup, make, noise, write
 
@@ -247,6 +249,26 @@ def test_a_copy_with_a_damaged_page_gives_what_is_whole_of_it(store: Path) -> No
     assert any("in the copy" in fault and "xattrs" in fault for fault in done.faults)
     assert _names(store) == names
     _assert_large(store)
+
+
+def test_a_check_looks_at_the_copy_too(store: Path, run_cafs: RunCafs) -> None:
+    copy_index(store)
+    assert run_cafs("check", store).returncode == 0
+    page = break_leaf(store / DIRECTORY, "xattrs")
+    (store / DIRECTORY / "lock.mdb").unlink(missing_ok=True)
+    done = run_cafs("check", store, "--json")
+    assert done.returncode == 8
+    report = json.loads(done.stdout)
+    assert report["kinds"] == {"index-copy": 1}
+    [finding] = report["findings"]
+    assert f"page {page} " in finding["what"]
+    assert "index-copy" in finding["repair"]
+    assert finding["repairable"] is False
+    assert report["checked"]["inodes_count"] > 200
+    break_leaf(store / "index", "xattrs")
+    report = json.loads(run_cafs("check", store, "--json").stdout)
+    assert report["kinds"] == {"index-page": 1, "index-copy": 1}
+    assert [each["repairable"] for each in report["findings"]] == [False, False]
 
 
 def test_lost_records_come_from_a_copy_with_other_damage(store: Path) -> None:
