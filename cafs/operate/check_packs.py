@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Mapping
 
 from cafs.blobs.fileheader import HEADER_LENGTH
 from cafs.errors import CafsError
@@ -89,6 +90,7 @@ class PackCheck:
 
     def check_packs(self) -> Findings:
         """Each pack's figures are those of its chunks, and its files are there and long enough."""
+        short: dict[PackNo, int] = {}
         for number, record in self._view.pack_table.items():
             places = self._places.get(number, array("Q"))
             live = sum(place & (1 << _LENGTH_BITS) - 1 for place in places)
@@ -105,9 +107,14 @@ class PackCheck:
                     "the record is put right",
                     ((layout.PACKS, layout.pack_key(number), layout.pack_pack(fixed)),),
                 )
-            yield from self._check_files(number, record)
+            yield from self._check_files(number, record, short)
+        if short:
+            yield from self._chunks_beyond(short)
 
-    def _check_files(self, number: PackNo, record: PackRecord) -> Findings:
+    def _check_files(
+        self, number: PackNo, record: PackRecord, short: dict[PackNo, int]
+    ) -> Findings:
+        """Looks at one pack; notes its length in *short* if its chunks must be looked at."""
         packs = self._view.packs
         problem = ""
         try:
@@ -130,7 +137,7 @@ class PackCheck:
                 f"restore {packs.pack_path(number)} from a backup, or delete or restore the "
                 "files that lose content",
             )
-            yield from self._chunks_beyond(number, length)
+            short[number] = length
         sealed = record.flags & layout.PACK_SEALED and record.live_chunks
         has_sidecar = os.path.exists(packs.sidecar_path(number))
         if sealed and not problem and not has_sidecar and self._still_known(number):
@@ -152,17 +159,19 @@ class PackCheck:
             value = environment.get(txn, layout.PACKS, layout.pack_key(number))
         return 0 if value is None else layout.unpack_pack(value).size
 
-    def _chunks_beyond(self, pack: PackNo, length: int) -> Findings:
+    def _chunks_beyond(self, short: Mapping[PackNo, int]) -> Findings:
+        """Chunks that packs of these lengths have lost."""
         for key, value in self._overlay.scan(layout.CHUNKS, b"", b""):
             record = layout.unpack_chunk(value)
             extent = record.extent
             end = extent.offset + extent.stored_length
-            if extent.pack == pack and end > length and not extent.damaged:
+            length = short.get(extent.pack, end)
+            if end > length and not extent.damaged:
                 yield _gone(
                     "chunk-lost",
                     layout.from_u48(key),
                     record,
-                    f"lay at {extent.offset} of pack {pack:08x}, which ends at {length}",
+                    f"lay at {extent.offset} of pack {extent.pack:08x}, which ends at {length}",
                 )
 
     def figures(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,11 @@ import pytest
 
 from cafs.index import layout
 from cafs.index.counters import KEY as COUNTERS_KEY
+from cafs.index.overlay import Overlay
 from cafs.lock import StoreLock
 from cafs.operate.paths import paths_of_inodes
 from cafs.operate.repair import repair
-from cafs.types import ROOT, BlobNo, ChunkNo, Ino
+from cafs.types import ROOT, BlobNo, ChunkNo, Ino, PackNo
 from cafs.view import View
 from tests.conftest import RunCafs
 from tests.unit.small_store import change, findings, lookup, make, noise
@@ -301,6 +302,31 @@ def test_a_missing_pack_is_one_finding_and_its_chunks_are_marked(store: Path) ->
     repair(store)
     found = findings(store)
     assert set(found) == {"pack-file", "damaged-chunk"}
+
+
+def test_several_missing_packs_cost_one_pass_over_the_chunks(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each chunk is found lost with its own pack."""
+    record = layout.unpack_pack(_first(store, layout.PACKS)[1])
+    for number in range(2, 6):
+        key = layout.pack_key(PackNo(number))
+        change(store, layout.PACKS, key, layout.pack_pack(record))
+    _pack(store).unlink()
+    passes = 0
+    real = Overlay.scan
+
+    def scan(self: Overlay, database: int, *range_: bytes) -> Iterator[tuple[bytes, bytes]]:
+        nonlocal passes
+        passes += database == layout.CHUNKS
+        return real(self, database, *range_)
+
+    monkeypatch.setattr(Overlay, "scan", scan)
+    found = findings(store)
+    assert found["pack-file"] == 5
+    assert found["chunk-lost"] > 10
+    # To load, to check, and once for all packs.
+    assert passes == 3
 
 
 def test_a_short_pack_loses_only_what_lay_beyond(store: Path) -> None:
