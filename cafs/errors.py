@@ -205,7 +205,13 @@ MEANINGS: dict[type[CafsError], Meaning] = {
     DiskError: Meaning(_errno.EIO, 500, 11, "see dmesg for the disk's own message"),
     DaemonError: Meaning(_errno.EIO, 503, 12, "see the daemon's log"),
     DaemonAbsentError: Meaning(_errno.EIO, 503, 12, "mount it with: cafs mount STORE MOUNTPOINT"),
-    AccessError: Meaning(_errno.EACCES, 403, 13, "run as the owner of the store, or as root"),
+    AccessError: Meaning(
+        _errno.EACCES,
+        403,
+        13,
+        "run as the user whom the store belongs to; all in it must be that user's: "
+        "chown -R USER STORE",
+    ),
     NginxError: Meaning(_errno.EIO, 503, 14, "see what nginx itself says in the log"),
     AddressError: Meaning(_errno.EIO, 503, 15, "see who listens there: ss -ltnp"),
     EngineError: Meaning(_errno.EIO, 500, 16, "see which engines are there: cafs status STORE"),

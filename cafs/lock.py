@@ -4,6 +4,9 @@ Owns that file.  Invariant: whoever writes to a store holds its flock; the kerne
 when the last process that inherited it is gone, so a killed daemon leaves no lock behind and
 a free lock means that a daemon has finished, its final commit included.  The content (one JSON
 line with ``pid`` and ``mountpoint``) only serves messages.
+
+Root takes it in a store of another user only to mount it: what a command made there would be
+root's, and that user's daemon could no longer open it.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Final, NamedTuple
 
-from cafs.errors import StoreBusyError, from_os_error
+from cafs import storefile
+from cafs.errors import AccessError, StoreBusyError, from_os_error
 
 NAME: Final = "lock"
 
@@ -57,8 +62,11 @@ class StoreLock:
     def __init__(self, store: Path, mountpoint: Path | None = None) -> None:
         """Takes the lock without waiting.
 
-        Raises :class:`StoreBusyError` naming the holder, or what the disk answered.
+        Raises :class:`StoreBusyError` naming the holder, :class:`AccessError` for root in a
+        store of another user (but to mount it), or what the disk answered.
         """
+        if mountpoint is None:
+            _check_owner(store)
         path = store / NAME
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -91,6 +99,36 @@ class StoreLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def other_owner(store: Path) -> str | None:
+    """Whose *store* is if this is root and it is another user's: a name, or ``#`` and a number."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        uid = os.stat(store / storefile.NAME).st_uid
+    except OSError:
+        # There is none yet, or who reads it says what is wrong.
+        return None
+    if uid == 0:
+        return None
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+def _check_owner(store: Path) -> None:
+    owner = other_owner(store)
+    if owner is not None:
+        raise AccessError(
+            f"{store} belongs to user {owner}, who could no longer open what root writes there; "
+            "nothing was changed",
+            advice=f"run it as that user: sudo -u {quote(owner)} cafs ...; or, if root is to have "
+            f"the store from now on: chown -R root {quote(str(store))}",
+        )
 
 
 def holder(store: Path) -> Holder | None:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 from cafs import lock, log, secrecy, storefile
 from cafs.cli import background
@@ -35,6 +36,7 @@ def check(store: Path, mountpoint: Path, settings: Settings) -> MountOptions:
     if storefile.is_store(store):
         storefile.read(store)
         _check_access(store)
+        _check_owner(store)
     where.check_apart(store, mountpoint)
     options = _allow_other(settings)
     where.check_fuse(options.allow_other)
@@ -74,6 +76,15 @@ def _check_access(store: Path) -> None:
     # On a read-only disk nobody may write, but the store can still be read.
     if not read_only and not os.access(store, os.R_OK | os.W_OK | os.X_OK):
         raise AccessError(f"{store}: this user may not write to the store")
+
+
+def _check_owner(store: Path) -> None:
+    owner = lock.other_owner(store)
+    if owner is not None:
+        warn(
+            f"{store} belongs to user {owner}, and what this daemon writes will be root's: before "
+            f"that user can serve it again: chown -R {owner.lstrip('#')} {quote(str(store))}"
+        )
 
 
 def _allow_other(settings: Settings) -> MountOptions:

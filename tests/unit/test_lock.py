@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cafs.errors import StoreBusyError
+from cafs.config import StoreParams
+from cafs.errors import AccessError, StoreBusyError
 from cafs.lock import NAME, Holder, StoreLock, holder, wait_until_free
+from cafs.newstore import create
 
 _HOLD = (
     "import sys, pathlib; from cafs.lock import StoreLock\n"
@@ -73,3 +75,19 @@ def test_a_process_that_is_dead_is_told_from_one_that_lives(tmp_path: Path) -> N
         os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
         assert not Holder(other.pid, None).alive
     assert not Holder(other.pid, None).alive
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a store away")
+def test_root_changes_nothing_in_a_store_of_another_user(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    create(store, StoreParams())
+    (store / NAME).unlink()
+    for path in (store, *store.rglob("*")):
+        os.chown(path, 65534, 65534)
+    with pytest.raises(AccessError, match="belongs to user nobody, who could no longer") as caught:
+        StoreLock(store)
+    assert "sudo -u nobody cafs" in caught.value.advice
+    assert not (store / NAME).exists(), "it would be root's"
+    StoreLock(store, Path("/mnt")).release()
+    os.chown(store / "store.toml", 0, 0)
+    StoreLock(store).release()
