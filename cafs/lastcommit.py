@@ -20,12 +20,17 @@ async def last_commit(
     """Commit everything.  If the disk does not take it: why, and what is lost with it."""
     while True:
         await contents.settle_all()
+        # A commit that had failed is tried again with what it held: the rest takes another.
+        all_of_it = not overlay.frozen
         await committer.once()
-        problem = committer.error or contents.first_error()
+        problem = committer.error
         if problem is not None:
             break
-        # A commit that had failed is tried again with what it held: the rest takes another.
-        if not (overlay.dirty or overlay.frozen):
+        # A file that cannot be stored must not cost what the others have waiting.
+        problem = contents.first_error()
+        if problem is not None and all_of_it:
+            break
+        if problem is None and not (overlay.dirty or overlay.frozen):
             return None
     since = time.strftime("%FT%TZ", time.gmtime(committer.committed_ns / 1e9))
     then = (

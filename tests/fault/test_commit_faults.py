@@ -8,6 +8,7 @@ fault, and once the disk is well the store must go on as if nothing had been.
 from __future__ import annotations
 
 import errno
+import os
 import random
 import resource
 import shutil
@@ -19,10 +20,17 @@ import pytest
 import trio
 
 from cafs.config import MountOptions
-from cafs.errors import CafsError, DiskError, DiskFullError, ReadOnlyError
+from cafs.errors import (
+    CafsError,
+    ChunkDamagedError,
+    DiskError,
+    DiskFullError,
+    ReadOnlyError,
+    first_foreseen,
+)
 from cafs.newstore import create
 from cafs.store import Store
-from cafs.types import ROOT
+from cafs.types import ROOT, PackNo
 from cafs.view import View
 from tests.fault.faulty import Fault, FaultyDisk
 from tests.fault.volatile import VolatileDisk
@@ -309,6 +317,48 @@ def test_what_gathered_behind_a_commit_that_failed_is_stored_with_it(
     else:
         thread.crash()
     check_what_is_left(template, work)
+
+
+def test_a_file_that_cannot_be_stored_costs_nothing_else_at_the_end(template: Path) -> None:
+    """Nor does it when the last commit has to be made in two steps, after one that failed."""
+    thread = StoreThread(template, QUIET)
+    pid = thread.store._writer.pid
+    unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+
+    async def patch_damaged(store: Store) -> None:
+        ino = store.tree.lookup(ROOT, b"old")
+        assert ino is not None
+        with open(store.packs.pack_path(PackNo(1)), "r+b") as pack:
+            pack.seek(pack.seek(0, os.SEEK_END) // 2)
+            pack.write(bytes(8000))
+        store.contents.opened(ino, writable=True)
+        for offset in range(0, len(FIRST), 1000):
+            await store.contents.write(ino, offset, b"patch", privileged=True)
+
+    thread.run(patch_damaged)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+    work = Work(thread.store)
+    thread.run(lambda store: work.write(b"second", 0, SECOND))
+    assert len(work.faults) == 1
+    assert thread.store.overlay.frozen
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+
+    async def gather(store: Store) -> None:
+        ino = store.tree.create(ROOT, b"third", 0o100644, 0, 0)
+        store.contents.opened(ino, writable=True)
+        await store.contents.write(ino, 0, FIRST, privileged=True)
+        store.contents.closed(ino, writable=True)
+        store.tree.create(ROOT, b"fourth", 0o40755, 0, 0)
+
+    thread.run(gather)
+    with pytest.raises(ExceptionGroup) as caught:
+        thread.close()
+    problem = first_foreseen(caught.value)
+    assert isinstance(problem, ChunkDamagedError)
+    assert " 0 changes of the index" in str(problem)
+    with View(template) as view:
+        for name in (b"second", b"third", b"fourth"):
+            assert view.tree.lookup(ROOT, name) is not None, name
 
 
 def test_the_index_writer_may_be_killed_before_any_commit(template: Path) -> None:
