@@ -24,6 +24,7 @@ import contextlib
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -135,7 +136,7 @@ class PackFile:
 
         When it raises, nothing was appended: what may have been written is overwritten next.
         """
-        chunks = [_unchanging(chunk) for chunk in chunks]
+        chunks = _to_keep(chunks)
         offset = self.size
         extents = []
         pending = []
@@ -351,9 +352,23 @@ class PackFile:
         return self._pack_fd
 
 
-def _unchanging(chunk: StoredChunk) -> StoredChunk:
-    """The chunk with bytes that nobody will change before they are durable."""
-    stored = chunk.stored
-    if isinstance(stored, bytes) or (isinstance(stored, memoryview) and stored.readonly):
-        return chunk
-    return chunk._replace(stored=bytes(stored))
+def _to_keep(chunks: Sequence[StoredChunk]) -> list[StoredChunk]:
+    """The chunks with bytes that nobody will change before they are durable, and with little more.
+
+    A view keeps all of what it is a view of in memory.  That may be a batch of megabytes of which
+    only one chunk is new; where the new ones make up most of it, a copy would be for nothing.
+    """
+    seen = Counter[int]()
+    for chunk in chunks:
+        if isinstance(chunk.stored, memoryview):
+            seen[id(chunk.stored.obj)] += chunk.stored.nbytes
+    kept = []
+    for chunk in chunks:
+        stored = chunk.stored
+        if isinstance(stored, memoryview):
+            whole = memoryview(stored.obj).nbytes
+            copied = not stored.readonly or whole > 2 * seen[id(stored.obj)]
+        else:
+            copied = not isinstance(stored, bytes)
+        kept.append(chunk._replace(stored=bytes(stored)) if copied else chunk)
+    return kept

@@ -2,9 +2,10 @@
 
 import os
 import random
+import sys
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -410,6 +411,29 @@ def test_bytes_that_change_after_the_append_do_no_harm(open_packs: Opener) -> No
     buffer[:] = b"otherwise"
     packs.sync()
     assert read(packs, extent) == b"as it was"
+
+
+@pytest.mark.parametrize(
+    ("taken", "all_stays"), [([1], False), (range(3), False), (range(5), True)]
+)
+def test_a_chunk_that_waits_for_a_sync_keeps_no_batch_in_memory(
+    open_packs: Opener, taken: Sequence[int], all_stays: bool
+) -> None:
+    packs = open_packs()
+    batch = random.Random(1).randbytes(8000)
+    alone = sys.getrefcount(batch)
+
+    def append() -> list[Extent]:
+        whole = memoryview(batch)
+        views = [whole[1000 * number :][:1000] for number in taken]
+        return packs.append([stored(1000)._replace(stored=view) for view in views])
+
+    extents = append()
+    assert (sys.getrefcount(batch) > alone) is all_stays
+    packs.sync()
+    assert sys.getrefcount(batch) == alone
+    for number, extent in zip(taken, extents, strict=True):
+        assert read(packs, extent) == batch[1000 * number :][:1000]
 
 
 def test_what_cannot_be_stored_is_refused(open_packs: Opener, tmp_path: Path) -> None:
