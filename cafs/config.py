@@ -237,5 +237,6 @@ def _read(file: Path) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Also of a number with thousands of digits, or a list in lists in lists.
         raise ConfigError(f"{file}: is not TOML: {error}") from None

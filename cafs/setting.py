@@ -187,6 +187,8 @@ def check_value(row: Setting, value: Any, where: str = "") -> None:
         problem = f"must be {row.bounds}"
     elif row.kind == PATH and value is not None and not value.is_absolute():
         problem = "must be an absolute path"
+    elif row.kind in (PATH, TREE_PATH) and value is not None and "\0" in str(value):
+        problem = "has a NUL character, which no path may have"
     elif row.kind == NAME and value is not None and not _NAME.fullmatch(value):
         problem = f"may have {row.bounds} only"
     elif row.kind == NETWORKS and not all(map(_is_network, value)):
@@ -195,7 +197,8 @@ def check_value(row: Setting, value: Any, where: str = "") -> None:
         problem = f"must be {row.bounds}, as cc-resources/app_bits_cache"
     else:
         return
-    raise ConfigError(f"{where}{row.key} = {row.text(value)} {problem}")
+    shown = row.text(value).replace("\0", "\\0")
+    raise ConfigError(f"{where}{row.key} = {shown} {problem}")
 
 
 def _is_network(text: str) -> bool:

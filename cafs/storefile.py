@@ -81,7 +81,7 @@ def read(store: Path) -> StoreFile:
         raise StoreMissingError(f"{store}: there is no store") from None
     except PermissionError:
         raise AccessError(f"{file}: may not be read by this user") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise IndexDamagedError(
             f"{file}: is not TOML: {error}", advice="restore the file from a backup"
         ) from None

@@ -4,7 +4,8 @@ Settings, flags and output all go through here.  Invariant: ``parse_size(size_te
 and ``parse_duration(duration_text(s)) == s``, so what cafs prints can be pasted back.
 
 A number without a unit is refused (but for 0): 64 could be bytes, KiB or seconds, and a guess
-would be wrong by three orders of magnitude.
+would be wrong by three orders of magnitude.  What is beyond SIZE_END or DURATION_MAX_S is
+refused, too: whoever gets a value can hand it to the kernel.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ SECONDS = {
     "h": Decimal(3600),
     "d": Decimal(86400),
 }
+
+SIZE_END = 1 << 63
+"""Sizes are below this: an off_t holds them."""
+DURATION_MAX_S = 100_000 * 86400
+"""Some 274 years: in ns since 1970 or from now on, 63 bits hold that."""
 
 _SIZE_UNITS = {name.lower(): factor for name, factor in (BINARY | DECIMAL).items()}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
@@ -57,6 +63,9 @@ def parse_size(text: str) -> int:
             )
         known = ", ".join([*BINARY, *DECIMAL])
         raise ValueError(f"{text!r}: {unit} is no unit of size; known are {known}")
+    # Compared before it is multiplied: decimal numbers can overflow, too.
+    if number >= SIZE_END or number * factor >= SIZE_END:
+        raise ValueError(f"{_shortened(text)} is too large: sizes are below {size_text(SIZE_END)}")
     size = number * factor
     if size != int(size):
         raise ValueError(f"{text!r} is not a whole number of bytes")
@@ -83,13 +92,24 @@ def parse_duration(text: str) -> float:
         if match[2] not in SECONDS:
             known = ", ".join(SECONDS)
             raise ValueError(f"{text!r}: {match[2]} is no unit of time; known are {known}")
-        total += Decimal(match[1]) * SECONDS[match[2]]
+        number = Decimal(match[1])
+        if number <= DURATION_MAX_S / SECONDS["ns"]:
+            total += number * SECONDS[match[2]]
+        else:
+            total = Decimal("inf")
         position = match.end()
         while position < len(stripped) and stripped[position] == " ":
             position += 1
     if not stripped:
         raise ValueError("an empty text is not a duration; write it as in 1s or 250ms")
+    if total > DURATION_MAX_S:
+        most = duration_text(DURATION_MAX_S)
+        raise ValueError(f"{_shortened(text)} is too long: {most} is the most")
     return float(total)
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:20]}...{text[-17:]}")
 
 
 def size_text(size_bytes: int) -> str:

@@ -17,7 +17,7 @@ import click
 from cafs import config, storefile
 from cafs.errors import NotFoundError, StoreMissingError, UsageError
 from cafs.mount.mountpoint import canonical, mount_at, mounts_of_cafs
-from cafs.setting import BOOL, CHOICE, Setting, rows_of
+from cafs.setting import BOOL, CHOICE, COUNT, Setting, rows_of
 
 
 class Frame:
@@ -170,7 +170,8 @@ def overrides(section: str, values: Mapping[str, object]) -> dict[str, object]:
     found: dict[str, object] = {}
     for row in rows_of(section, config.SECTIONS[section]):
         value = values.get(row.name)
-        if isinstance(value, str) and row.kind == "count" and value.isdecimal():
+        # Python refuses to read a number of thousands of digits: it stays a text, and is refused.
+        if isinstance(value, str) and row.kind == COUNT and value.isdecimal() and len(value) < 100:
             value = int(value)
         if value is not None:
             found[row.key] = value

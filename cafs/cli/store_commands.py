@@ -41,10 +41,12 @@ from cafs.errors import (
     UsageError,
 )
 from cafs.mount import mountpoint as where
-from cafs.units import parse_duration, size_text
+from cafs.units import duration_text, parse_duration, size_text
 
 LOG_NAME: Final = "cafs.log"
 """Where a daemon logs, in the store's directory."""
+TIMEOUT_MAX_S: Final = 20 * 86400.0
+"""What poll(2) can wait for is a little more."""
 
 
 def _program() -> str:
@@ -225,6 +227,8 @@ def umount(frame: Frame, mountpoint: Path | None, lazy: bool, force: bool, timeo
         timeout_s = parse_duration(timeout)
     except ValueError as error:
         raise UsageError(f"--timeout: {error}") from None
+    if timeout_s > TIMEOUT_MAX_S:
+        raise UsageError(f"--timeout: {duration_text(TIMEOUT_MAX_S)} is the most")
     from cafs.cli.unmounting import await_end, take_away
     from cafs.mount.unmount import unmount
 

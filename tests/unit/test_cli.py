@@ -192,7 +192,28 @@ def test_a_wrong_flag_is_refused_before_anything_happens(
     code, _, err = _run(capsys, "up", tmp_path / "new", tmp_path, "--ingest-threads", "99")
     assert code == 2
     assert "1 to 16" in err
+    code, _, err = _run(capsys, "up", tmp_path / "new", tmp_path, "--ingest-threads", "9" * 5000)
+    assert code == 2
+    assert "a whole number (1 to 16)" in err
     assert not (tmp_path / "new").exists()
+
+
+def test_durations_and_sizes_beyond_all_bounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mounted: list[where.Mount]
+) -> None:
+    store = _store(tmp_path / "store")
+    large = "1" + "0" * 400
+    for option, text, part in (
+        ("--older", f"{large}d", "--older: '1000"),
+        ("--newer", "100001d", "100000d is the most"),
+        ("--larger", f"{large}MiB", "sizes are below"),
+    ):
+        code, _, err = _run(capsys, "find", store, option, text)
+        assert (code, part in err) == (2, True), err
+    code, _, err = _run(capsys, "umount", store, "--timeout", "21d")
+    assert (code, "--timeout: 20d is the most" in err) == (2, True), err
+    code, _, err = _run(capsys, "scrub", store, "--rate", f"{large}MiB/s")
+    assert (code, "sizes are below" in err) == (2, True), err
 
 
 def test_a_defect_gets_an_id_and_a_trace(

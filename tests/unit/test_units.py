@@ -46,6 +46,8 @@ def test_sizes(text: str, size: int) -> None:
         ("", "is not a size"),
         ("1e3KiB", "is not a size"),
         ("0.3B", "whole number of bytes"),
+        ("8192PiB", "'8192PiB' is too large: sizes are below 8192PiB"),
+        ("1" + "0" * 1_100_000 + "B", "is too large"),
     ],
 )
 def test_wrong_sizes_say_what_is_wrong(text: str, part: str) -> None:
@@ -82,6 +84,9 @@ def test_durations(text: str, seconds: float) -> None:
         ("s", "not a duration"),
         ("-1s", "not a duration"),
         ("1s?", "not a duration"),
+        ("1" + "0" * 400 + "d", "'10000000000000000000...0000000000000000d' is too long"),
+        ("1" + "0" * 1_100_000 + "ns", "is too long"),
+        ("100000d 1ns", "is too long: 100000d is the most"),
     ],
 )
 def test_wrong_durations_say_what_is_wrong(text: str, part: str) -> None:
