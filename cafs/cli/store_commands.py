@@ -312,7 +312,8 @@ def _mount_of(given: Path | None) -> where.Mount:
 def status(frame: Frame, store: Path | None) -> None:
     """Show what is in STORE, and how it is.
 
-    Asks the daemon when the store is mounted, and reads the store otherwise.
+    Asks the daemon when the store is mounted, and reads the store otherwise. The state of its
+    health is ok, trouble, or stopped: there is no daemon.
     """
     path = resolve_store(store, frame)
     answer = _status_of(path)
@@ -336,8 +337,11 @@ def _status_of(store: Path) -> dict[str, Any]:
                 advice=f"see {store / LOG_NAME}",
             ) from None
     import cafs.figures
+    import cafs.health
 
-    return head | {"mounted": False} | cafs.figures.offline_status(store)
+    left = [mount.path for mount in where.mounts_of_cafs() if mount.store == store]
+    health = cafs.health.without_daemon(store, left[-1] if left else None)
+    return head | {"mounted": False} | cafs.figures.offline_status(store) | {"health": health}
 
 
 COMMANDS = [up, init, mount, umount, status]

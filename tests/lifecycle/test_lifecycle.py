@@ -109,6 +109,7 @@ def test_status_with_and_without_a_daemon(place: Place) -> None:
     assert place.run("umount", place.mountpoint).returncode == 0
     alone = json.loads(place.run("status", place.store, "--json").stdout)
     assert alone["mounted"] is False
+    assert (served["health"]["state"], alone["health"]["state"]) == ("ok", "stopped")
     assert (alone["files_count"], alone["logical_bytes"]) == (1, 1000)
 
 

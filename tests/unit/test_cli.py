@@ -399,6 +399,24 @@ def test_init_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert re.search(r"^files +0$", out, re.MULTILINE)
 
 
+def test_status_without_a_daemon_says_so_where_a_monitor_looks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mounted: list[where.Mount]
+) -> None:
+    store = tmp_path / "store"
+    _run(capsys, "init", store)
+    health = json.loads(_run(capsys, "status", store, "--json")[1])["health"]
+    assert (health["state"], health["problem"]) == ("stopped", "no daemon serves the store")
+    assert f"cafs mount {store} MOUNTPOINT" in health["what_to_do"]
+    mounted.append(_mount(tmp_path / "other", tmp_path / "other store"))
+    mounted.append(_mount("/mnt/a b", store))
+    health = json.loads(_run(capsys, "status", store, "--json")[1])["health"]
+    assert (health["state"], health["problem"]) == (
+        "trouble",
+        "the daemon died: its mount on /mnt/a b is dead",
+    )
+    assert f"cafs mount {store} '/mnt/a b'" in health["what_to_do"]
+
+
 def test_init_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = _run(capsys, "init", tmp_path / "a" / "b")
     assert code == 4
