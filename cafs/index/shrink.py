@@ -8,6 +8,7 @@ the index at any moment finds one that is whole and has every commit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import struct
@@ -55,10 +56,14 @@ def _set_transaction(file: Path, txn: int) -> None:
 
 
 def replace(env: lmdb.Environment) -> None:
-    """Put the copy in place.  The caller closes *env*, whose file has no name any more."""
+    """Put the copy in place.  The caller closes *env*, whose file has no name any more.
+
+    A second time it does the rest of what a process did that died.
+    """
     directory = Path(os.fsdecode(env.path()))
     temporary = directory / _NEW
-    os.rename(temporary / FILE, directory / FILE)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(temporary / FILE, directory / FILE)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -12,6 +12,8 @@ import trio
 
 from cafs import newstore
 from cafs.index.copyplace import DIRECTORY
+from cafs.index.writer import IndexWriter
+from cafs.lock import StoreLock
 from cafs.operate.compact import Compactor
 from cafs.operate.give_back import compact_now, compact_offline
 from cafs.operate.index_copy import IndexCopier
@@ -21,7 +23,7 @@ from cafs.types import ROOT
 from cafs.view import View
 from tests.conftest import ROOT as REPOSITORY
 from tests.conftest import RunCafs
-from tests.unit.small_store import OPTIONS, PARAMS, findings, make, noise, write
+from tests.unit.small_store import OPTIONS, PARAMS, assert_sound, findings, make, noise, write
 
 
 def _allocated(path: Path) -> int:
@@ -89,6 +91,26 @@ def test_the_index_shrinks_under_a_store_that_goes_on(tmp_path: Path) -> None:
         later = view.tree.lookup(ROOT, b"later")
         assert later is not None
         assert b"".join(view.content(view.tree.inodes.get(later).blob)) == noise(9, 50_000)
+
+
+def test_an_index_writer_that_dies_when_the_copy_is_in_place_has_done_it(tmp_path: Path) -> None:
+    path = make(tmp_path / "store")
+    index = path / "index"
+    lock = StoreLock(path)
+    writer = IndexWriter(index, lock.fd)
+    try:
+        writer.prepare_shrunk()
+        # What it does, up to where it dies.
+        process = writer.start()
+        os.rename(index / "shrunk" / "data.mdb", index / "data.mdb")
+        process.kill()
+        process.wait()
+        writer.replace_with_shrunk()
+    finally:
+        writer.close()
+        lock.release()
+    assert sorted(os.listdir(index)) == ["data.mdb", "lock.mdb"]
+    assert_sound(path)
 
 
 def test_a_view_from_before_goes_on_with_what_it_saw(tmp_path: Path) -> None:
