@@ -281,6 +281,8 @@ class Store:
                 self.space.look()
             self.committer.urge()
             self.overlay.unmark()
+            # Pages that a killed process was reading would never be used again.
+            self.environment.clear_dead_readers()
 
     async def _keep(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run a task that never ends; a defect in it must not end the mount."""
