@@ -223,7 +223,12 @@ class Store:
         Commits wait meanwhile, for as long as copying what is in use takes.  Raises
         DiskFullError and its kin; then the index is as it was.
         """
-        async with self.committer.paused() as clean, self.workers.parked():
+        # Ageing first, whose steps may be long: commits do not wait for the end of one.
+        async with (
+            self.archives.parked(),
+            self.committer.paused() as clean,
+            self.workers.parked(),
+        ):
             before = self.environment.file_bytes()
             if not clean or before - self.environment.used_bytes() < max(WORTH, before // 8):
                 return 0

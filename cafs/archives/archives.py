@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -204,6 +205,10 @@ class Archives:
     def give_way(self) -> int:
         """The disk is full: the cache goes; how many bytes that gives back.  Any thread."""
         return self.cache.make_room()
+
+    def parked(self) -> AbstractAsyncContextManager[None]:
+        """None of its threads reads the index within the block; rebuilding never does."""
+        return self._background.parked()
 
     # -- life ------------------------------------------------------------------------------------
 
