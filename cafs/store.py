@@ -289,9 +289,11 @@ class Store:
             # Pages that a killed process was reading would never be used again.
             self.environment.clear_dead_readers()
 
-    async def _keep(self, task: Callable[[], Awaitable[None]]) -> None:
+    async def keep(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run a task that never ends; a defect in it must not end the mount."""
         while True:
+            # Where the store is closed at once, the task would begin with one that is closed.
+            await trio.lowlevel.checkpoint_if_cancelled()
             try:
                 await task()
             except Exception:
@@ -304,11 +306,11 @@ class Store:
         """The background tasks, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.committer.run)
-            nursery.start_soon(self._keep, self._tick)
-            nursery.start_soon(self._keep, self.hasher.run)
-            nursery.start_soon(self._keep, self.contents.blocks.run)
-            nursery.start_soon(self._keep, self.archives.run)
-            nursery.start_soon(self._keep, partial(self.accesses.run, self.reads))
+            nursery.start_soon(self.keep, self._tick)
+            nursery.start_soon(self.keep, self.hasher.run)
+            nursery.start_soon(self.keep, self.contents.blocks.run)
+            nursery.start_soon(self.keep, self.archives.run)
+            nursery.start_soon(self.keep, partial(self.accesses.run, self.reads))
 
     async def close(self) -> None:
         """Commit everything and let go.

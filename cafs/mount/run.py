@@ -102,8 +102,8 @@ async def _serve(
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_terminate_on_signal)
-                    nursery.start_soon(give_back_when_idle, store)
-                    nursery.start_soon(damage.run)
+                    nursery.start_soon(store.keep, partial(give_back_when_idle, store))
+                    nursery.start_soon(store.keep, damage.run)
                     attend = partial(_attend, store, control, damage, known, mountpoint, farewell)
                     nursery.start_soon(attend, options, ready, beside, nursery)
                     with requests_at_once():
@@ -147,10 +147,8 @@ async def _attend(
             log.info("could not set %s: %s", each.name, each.problem)
     server = ControlServer(store, mountpoint, tuning, damage, farewell)
     nursery.start_soon(server.run, control)
-    nursery.start_soon(server.sweeper.run)
-    nursery.start_soon(server.compactor.run)
-    nursery.start_soon(server.copier.run)
-    nursery.start_soon(server.ageing.run)
+    for work in (server.sweeper, server.compactor, server.copier, server.ageing):
+        nursery.start_soon(store.keep, work.run)
     store.notices.register(Invalidator(known).tell)
     store.notices.register_for_damage(damage.notice)
     for task in beside:

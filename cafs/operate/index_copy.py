@@ -63,7 +63,10 @@ class IndexCopier:
         store = self._store
         last_ns = copyplace.made_ns(store.path)
         if last_ns is None:
-            last_ns = (store.path / storefile.NAME).stat().st_mtime_ns
+            try:
+                last_ns = (store.path / storefile.NAME).stat().st_mtime_ns
+            except OSError:
+                last_ns = store.clock.now_ns()
         passed_s = (store.clock.now_ns() - max(last_ns, self._tried_ns)) / 1e9
         interval_s = store.options.index_copy_interval
         return min(max(0.0, interval_s - passed_s), interval_s)

@@ -61,6 +61,15 @@ def test_the_first_copy_is_due_an_interval_after_the_store_was_made(store: Path)
     assert _due_s(store) == pytest.approx(600, abs=60)
 
 
+def test_a_store_that_does_not_say_when_it_was_made_is_taken_for_new(store: Path) -> None:
+    async def ask() -> float:
+        async with open_store(store, HOURLY) as opened:
+            (store / storefile.NAME).unlink()
+            return IndexCopier(opened).due_s()
+
+    assert trio.run(ask) == pytest.approx(3600, abs=60)
+
+
 def test_a_copy_that_is_overdue_is_made_at_the_start_and_once(store: Path) -> None:
     copy_index(store)
     copy = store / copyplace.DIRECTORY / pages.FILE
