@@ -52,8 +52,9 @@ class Space:
         """Why changes are refused or could not be stored; None when all is well."""
         self.commit_bytes: Callable[[], int] = lambda: 0
         """Bytes of the index that the changes which wait for a commit may take."""
-        self.give_way: Callable[[], int] = lambda: 0
-        """Removes what can be made again from a full disk; how many bytes that gives back."""
+        self.give_way: Callable[[int | None], int] = lambda _needed: 0
+        """Removes what can be made again from a full disk; how many bytes that gives back.  If a
+        number of bytes is given: so many, or none where there are not so many."""
         self._refresh()
         self._margin = min(MARGIN_MAX, self.total // FRACTION)
         self._reserve = min(reserve, self.total // FRACTION)
@@ -99,6 +100,13 @@ class Space:
         self._refresh()
         return max(0, self._free - self._margin)
 
+    def find_room(self, needed: int) -> bool:
+        """Whether so many bytes are free, if need be without what can be made again."""
+        missing = needed - self.free()
+        if missing > 0 and self.give_way(missing):
+            self.changed()
+        return self.free() >= needed
+
     def changed(self) -> None:
         """Space was given back: the figures of a moment ago will not do."""
         self._asked = -1e9
@@ -141,7 +149,7 @@ class Space:
             self._asked = -1e9
         self.admit_removal()
         if self._free - self._margin < needed + self.commit_bytes():
-            if self.give_way():
+            if self.give_way(None):
                 self.changed()
                 self._refresh()
             if self._free - self._margin < needed + self.commit_bytes():

@@ -202,9 +202,14 @@ class Archives:
         """Their sizes."""
         return self._thaw.done_bytes
 
-    def give_way(self) -> int:
-        """The disk is full: the cache goes; how many bytes that gives back.  Any thread."""
-        return self.cache.make_room()
+    def give_way(self, needed: int | None = None) -> int:
+        """The disk is full: the cache goes; how many bytes that gives back.  Any thread.
+
+        *needed*: only so many bytes of it, and nothing if it has fewer.
+        """
+        if needed is not None and needed > self.cache.used:
+            return 0
+        return self.cache.make_room(needed)
 
     def parked(self) -> AbstractAsyncContextManager[None]:
         """None of its threads reads the index within the block; rebuilding never does."""

@@ -245,7 +245,7 @@ class Ageing:
         space.look()
         if space.problem is not None:
             raise space.problem
-        if size and space.free() < min(ROOM, space.total // ROOM_FRACTION) + size:
+        if size and not space.find_room(min(ROOM, space.total // ROOM_FRACTION) + size):
             raise DiskFullError(
                 f"the disk has no room to store an archive of {human_size(size)} a second time"
             )

@@ -577,6 +577,28 @@ def test_without_gzip_droplets_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         in_store(tmp_path, work)
 
 
+def test_the_cache_gives_way_to_ageing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a full cache of a nearly full disk would keep what ageing gains from being gained."""
+    file = tmp_path / "store" / "cache" / f"{7:012x}"
+
+    async def fill(store: Store) -> None:
+        await put(store, b"one", SMALL)
+        file.write_bytes(bytes(1 << 20))
+
+    async def work(store: Store) -> None:
+        ino = store.tree.lookup(ROOT, b"one")
+        assert ino is not None
+        enough = ageing.ROOM + len(SMALL)
+        monkeypatch.setattr(store.space, "free", lambda: enough - file.exists())
+        report = await alone(store).now(Job())
+        assert (report.taken_apart_count, report.stopped) == (1, "")
+        assert is_aged(store, ino)
+        assert not file.exists()
+
+    in_store(tmp_path, fill)
+    in_store(tmp_path, work)
+
+
 # -- what is remembered ------------------------------------------------------------------------
 
 
