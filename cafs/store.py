@@ -41,7 +41,7 @@ from cafs.errors import (
 )
 from cafs.figures import figures
 from cafs.hasher import Hasher
-from cafs.index import copyplace, fence, layout
+from cafs.index import copyplace, fence, layout, shrink
 from cafs.index.committer import Committer
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.counters import Counters
@@ -98,6 +98,9 @@ class Store:
         self._lock = lock
         params = self.file.params
         self.disk = disk
+        # Of no use to anybody, and each may be as large as the index.
+        shrink.clear(path / "index")
+        copyplace.clear(path)
         # Before anybody trusts a page.  What there is no time for now is looked at later.
         audit = fence.guard(path / "index", AUDIT_BUDGET_S)
         self.index_audited = audit.complete

@@ -1,7 +1,16 @@
-"""Where the last hot copy of the index lies, how old it is, and whether it is whole."""
+"""Where the last hot copy of the index lies, how old it is, whether it is whole, and where the
+next one is made.
+
+Invariant: one copy is made at a time, whoever makes it: who does holds a flock of the directory.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +21,7 @@ DIRECTORY: Final = "index-copy"
 ADVICE: Final = (
     "the next hot copy takes its place; to have one soon: remove STORE/index-copy, unmount, mount"
 )
+_NEW: Final = "new"
 
 
 def made_ns(store: Path) -> int | None:
@@ -44,3 +54,42 @@ def age_s(store: Path, now_ns: int) -> float | None:
     """How old the copy is; None when there is none."""
     made = made_ns(store)
     return None if made is None else max(0.0, round((now_ns - made) / 1e9, 3))
+
+
+@contextmanager
+def making(store: Path) -> Iterator[Path]:
+    """An empty directory for the next copy, which goes at the end of the block.
+
+    Waits for who is making one now: a child of a daemon that was killed may still do so.  Raises
+    OSError.
+    """
+    place = store / DIRECTORY
+    place.mkdir(mode=0o700, exist_ok=True)
+    new = place / _NEW
+    with _alone(place, fcntl.LOCK_EX):
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir(mode=0o700)
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def clear(store: Path) -> None:
+    """Remove what a copy has left that did not come to its end.  Blocks."""
+    try:
+        with _alone(store / DIRECTORY, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(store / DIRECTORY / _NEW, ignore_errors=True)
+    except OSError:
+        # There never was a copy; or one is being made, and who does that removes it.
+        pass
+
+
+@contextmanager
+def _alone(place: Path, how: int) -> Iterator[None]:
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, how)
+        yield
+    finally:
+        os.close(fd)

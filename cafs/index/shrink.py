@@ -23,6 +23,11 @@ _TXN_AT = 16 + 24 + 2 * 48 + 8
 """In a meta page: page header, four fields of MDB_meta, two MDB_db, the last page."""
 
 
+def clear(directory: Path) -> None:
+    """Remove a copy that did not take the index's place.  Only for who has the store's lock."""
+    shutil.rmtree(directory / _NEW, ignore_errors=True)
+
+
 def prepare(env: lmdb.Environment) -> None:
     """Make the copy.  Raises lmdb.Error and OSError; what it leaves behind is taken over."""
     directory = Path(os.fsdecode(env.path()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -19,13 +18,12 @@ import lmdb
 import trio
 
 from cafs import storefile
-from cafs.errors import CafsError, DiskFullError, IndexDamagedError, from_os_error
+from cafs.errors import CafsError, DaemonError, DiskFullError, IndexDamagedError, from_os_error
 from cafs.index import copyplace, fence, pages
 from cafs.store import Store
 
 log = logging.getLogger(__name__)
 
-_NEW: Final = "new"
 _DAMAGED_EXIT: Final = 8
 _MARGIN: Final = 64 << 20
 """Bytes that must be left on the disk besides the copy."""
@@ -76,8 +74,11 @@ class IndexCopier:
         store = self._store
         aged = store.blobs.aged
         kept = aged.only_in_copy()
+        # What a child has left that was killed takes as much room as the next copy.
+        await trio.to_thread.run_sync(copyplace.clear, store.path)
+        store.space.changed()
         needed = store.environment.used_bytes()
-        if store.space.free() < needed + _MARGIN or store.space.read_only:
+        if store.space.read_only or not store.space.find_room(needed + _MARGIN):
             log.info("no copy of the index: the disk has no room for it")
             # Room is what the disk needs first.
             aged.copied(kept)
@@ -102,7 +103,8 @@ class IndexCopier:
             await self.once()
 
     async def _child(self, what: str) -> int:
-        command = [sys.executable, "-m", __name__, what, str(self._store.path)]
+        path = str(self._store.path)
+        command = [sys.executable, "-m", __name__, what, path, str(os.getpid())]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         try:
             done = await trio.run_process(
@@ -117,53 +119,53 @@ class IndexCopier:
         return done.returncode
 
 
-def copy_index(store: Path) -> None:
+def copy_index(store: Path, parent: int | None = None) -> None:
     """Put a copy of the newest commit into STORE/index-copy, durably.
 
-    Not in a process that has the index open.  Raises IndexDamagedError (the old copy stays),
-    DiskFullError and its kin.
+    Not in a process that has the index open.  *parent*: the process for which it is made; without
+    it there is none.  Raises IndexDamagedError (the old copy stays), DaemonError, DiskFullError
+    and its kin.
     """
     faults = pages.audit(store / "index").faults
     if faults:
         raise IndexDamagedError("; ".join(str(fault) for fault in faults[:5]))
     place = store / copyplace.DIRECTORY
     try:
-        shutil.rmtree(place / _NEW, ignore_errors=True)
-        place.mkdir(mode=0o700, exist_ok=True)
-        (place / _NEW).mkdir(mode=0o700)
-        environment = lmdb.open(
-            str(store / "index"), map_size=1 << 40, readonly=True, create=False, readahead=True
-        )
-        try:
-            environment.copy(str(place / _NEW), compact=True)
-        finally:
-            environment.close()
-        fd = os.open(place / _NEW / pages.FILE, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.fchmod(fd, 0o600)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(place / _NEW / pages.FILE, place / pages.FILE)
-        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with copyplace.making(store) as new:
+            environment = lmdb.open(
+                str(store / "index"), map_size=1 << 40, readonly=True, create=False, readahead=True
+            )
+            try:
+                environment.copy(str(new), compact=True)
+            finally:
+                environment.close()
+            fd = os.open(new / pages.FILE, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.fchmod(fd, 0o600)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            if parent is not None and os.getppid() != parent:
+                # The next daemon does not know what only this copy names, nor keeps it.
+                raise DaemonError("the daemon that wanted a copy of the index is gone")
+            os.rename(new / pages.FILE, place / pages.FILE)
+            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
     except OSError as error:
         raise from_os_error(error, f"copy the index to {place}") from error
     except lmdb.Error as error:
         raise DiskFullError(f"copy the index to {place}: {error}") from error
-    finally:
-        shutil.rmtree(place / _NEW, ignore_errors=True)
 
 
-def main(what: str, store: str) -> int:
+def main(what: str, store: str, parent: str) -> int:
     """What the child does; says on stdout what is wrong."""
     os.nice(10)
     try:
         if what == "copy":
-            copy_index(Path(store))
+            copy_index(Path(store), int(parent))
             return 0
         found = pages.audit(Path(store) / "index")
         for fault in found.faults:
