@@ -170,15 +170,14 @@ class Ageing:
             if found.candidates and not job.thaw:
                 await self._have_engines(job)
             job.report.in_use_count = found.in_use
-            job.report.kept_newest_count = found.kept_newest
+            job.report.kept_newest_count += found.kept_newest
             job.report.passed.update(found.passed)
-            progress = await self._mark(found) > 0
-            progress |= await self._all(job, found)
-            # What a path leads to is a candidate again, whatever became of it.
-            if job.below is not None:
-                behind, progress = found.reached, True
-            if not (found.more and progress):
+            await self._mark(found)
+            await self._all(job, found)
+            if not found.more:
                 return
+            # Each has one turn: what is as it was is a candidate again, and may be all of them.
+            behind = found.reached
             # What was changed has to be in the index before it is looked at again.
             await self._store.commit()
 
@@ -201,24 +200,20 @@ class Ageing:
             aged=job.thaw,
         )
 
-    async def _mark(self, found: Found) -> int:
-        """What is no archive is not looked at again; how many."""
+    async def _mark(self, found: Found) -> None:
+        """What is no archive is not looked at again."""
         aged = self._store.blobs.aged
-        marked = 0
         for start in range(0, len(found.strangers), MARKS_AT_ONCE):
             await self._store.make_room()
             for blob in found.strangers[start : start + MARKS_AT_ONCE]:
                 if aged.may_swap(blob):
                     aged.leave(blob)
-                    marked += 1
-        return marked
 
-    async def _all(self, job: Job, found: Found) -> bool:
-        """Work the candidates off; whether any of them will not be one again."""
+    async def _all(self, job: Job, found: Found) -> None:
+        """Work the candidates off."""
         queue = found.candidates
         total = sum(each.size for each in queue)
         done = 0
-        progress = False
         if queue:
             await self.governor.listen()
         for number, each in enumerate(queue):
@@ -227,17 +222,15 @@ class Ageing:
             job.on_progress(done, total)
             self._may_go_on(each.size)
             self.governor.resume()
-            if not self._store.blobs.aged.wanted(each.blob):
-                # The queue is as old as the pass: meanwhile its files were deleted.
-                progress = True
-            elif job.thaw:
-                progress |= await self._thaw(job, each)
-            elif self._is_wanted(job, each):
-                progress |= await self._one(job, each)
+            # The queue is as old as the pass: meanwhile its files may have been deleted.
+            if self._store.blobs.aged.wanted(each.blob):
+                if job.thaw:
+                    await self._thaw(job, each)
+                elif self._is_wanted(job, each):
+                    await self._one(job, each)
             await self.governor.pace()
             done += each.size
         job.on_progress(total, total)
-        return progress
 
     def _may_go_on(self, size: int) -> None:
         """Raises DiskFullError and its kin."""
@@ -266,8 +259,8 @@ class Ageing:
             return False
         return True
 
-    async def _one(self, job: Job, each: Candidate) -> bool:
-        """Try one archive; whether it is dealt with for good."""
+    async def _one(self, job: Job, each: Candidate) -> None:
+        """Try one archive."""
         aged = self._store.blobs.aged
         if job.below is not None and aged.may_swap(each.blob):
             aged.leave(each.blob, left=False)
@@ -281,12 +274,12 @@ class Ageing:
             self._leave(job, type(error).__name__)
             text = f"blob {each.blob} stays as it is: {error}; what to do: {error.advice}"
             self._limit.log(log, logging.WARNING, "fault", text)
-            return False
+            return
         except Exception:
             self._given_up.add(each.blob)
             self._leave(job, "a defect of cafs")
             log.exception("defect: blob %d could not be taken apart", each.blob)
-            return False
+            return
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.state.engines_cpu_s += (
             after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -294,7 +287,6 @@ class Ageing:
         self._count(job, outcome)
         if self._store.clock.monotonic() - self._saved > SAVE_S:
             await self._save()
-        return outcome.done or outcome.lasting
 
     def _count(self, job: Job, outcome: Outcome) -> None:
         if not outcome.done:
@@ -310,7 +302,7 @@ class Ageing:
         count_reason(job.report.left, reason)
         count_reason(self._left, reason)
 
-    async def _thaw(self, job: Job, each: Candidate) -> bool:
+    async def _thaw(self, job: Job, each: Candidate) -> None:
         try:
             thawed = await self._archives.thaw(each.blob)
         except (DiskFullError, ReadOnlyError, DiskError):
@@ -319,7 +311,7 @@ class Ageing:
             self._leave(job, type(error).__name__)
             text = f"blob {each.blob} stays taken apart: {error}; what to do: {error.advice}"
             self._limit.log(log, logging.ERROR, "thaw", text)
-            return False
+            return
         if thawed:
             job.report.thawed_count += 1
             job.report.thawed_bytes += each.size
@@ -327,7 +319,6 @@ class Ageing:
         if aged.may_swap(each.blob):
             # Else the next pass would take it apart again.
             aged.leave(each.blob)
-        return thawed
 
     # -- sums --------------------------------------------------------------------------------
 

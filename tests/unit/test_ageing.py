@@ -199,6 +199,37 @@ def test_an_order_by_path_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.M
     in_store(tmp_path, work)
 
 
+def test_what_has_to_wait_does_not_keep_the_rest_from_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search tells of the largest first: also where each of these waits, and will again."""
+    rules = Ageing._rules
+    monkeypatch.setattr(Ageing, "_rules", lambda self, job: rules(self, job)._replace(limit=2))
+    right = TakeApart.take_apart
+
+    async def wrong(self: TakeApart, blob: BlobNo) -> Any:
+        if self._around.blobs.get(blob).size > len(OTHER):
+            raise RebuildError("as if")
+        return await right(self, blob)
+
+    async def work(store: Store) -> None:
+        for number in range(5):
+            above = store.tree.create(ROOT, b"%d" % number, stat.S_IFDIR | 0o755, 0, 0)
+            data = gzipped(tar(sources(["json"]), number))
+            await store.contents.finished(await write(store, above, b"file", data))
+        ino = await put(store, b"small", OTHER)
+        monkeypatch.setattr(TakeApart, "take_apart", wrong)
+        age = alone(store)
+        for left in (5, 0):
+            job = Job(background=True)
+            report = await age._pass(job)
+            assert (report.left.total(), report.taken_apart_count) == (left, left // 5)
+            assert is_aged(store, ino)
+
+    assert len(SMALL) > len(OTHER)
+    in_store(tmp_path, work)
+
+
 def test_the_command_says_why_it_does_nothing(tmp_path: Path, run_cafs: RunCafs) -> None:
     async def fill(store: Store) -> None:
         await put(store, b"small", SMALL)
