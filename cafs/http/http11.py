@@ -76,6 +76,8 @@ class Server:
         self._requests = 0
         self._unread = False
         """Whether the client may still be sending what nobody reads."""
+        self._writing = False
+        """Whether something was begun to be sent, and not all of it is."""
         self._ends: dict[str, Any] = {}
 
     async def run(self) -> None:
@@ -144,10 +146,6 @@ class Server:
             except NotHttpError:
                 return False
         self._unread = _is_unread(http, body)
-        if http.our_state is h11.SEND_BODY:
-            # Nobody must take what went out for all of it.
-            self._connection.abort()
-            return False
         if http.our_state is not h11.DONE:
             return False
         ended = body.ended if body is not None else http.their_state is h11.DONE
@@ -210,6 +208,11 @@ class Server:
             **self._ends,
         }
 
+    @property
+    def _is_short(self) -> bool:
+        """Whether an answer was begun, and not all of it has been sent."""
+        return self._writing or self._http.our_state in (h11.SEND_BODY, h11.ERROR)
+
     # -- the wire ----------------------------------------------------------------------------
 
     async def read_some(self) -> None:
@@ -230,16 +233,20 @@ class Server:
 
     async def write(self, data: bytes | memoryview) -> bool:
         """Whether it is sent; if not there is nobody at the other end."""
+        self._writing = True
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._connection.lost()
             return False
+        self._writing = False
         return True
 
     async def _close(self) -> None:
-        if self._connection.broken:
-            # There is nobody to say good-bye to, and under TLS nobody must hear it.
+        if self._connection.broken or self._is_short:
+            # There is nobody to say good-bye to, or nobody must take what went out for all of
+            # it, whoever ended it: a defect, the daemon's end, a client that sends half.  Nothing
+            # is waited for, so it is done where the task is cancelled, too.
             self._connection.abort()
             return
         if self._unread:
