@@ -28,8 +28,10 @@ def etag_of(mtime_s: int, size: int) -> str:
 def evaluate(headers: Mapping[str, str], etag: str, mtime_s: int) -> Outcome:
     """Hold a request's headers (lower case) against a file."""
     unmodified_since = headers.get("if-unmodified-since")
-    if unmodified_since is not None and (httpdate.parse(unmodified_since) or -1) < mtime_s:
-        return Outcome.FAILED
+    if unmodified_since is not None:
+        until_s = httpdate.parse(unmodified_since)
+        if until_s is None or until_s < mtime_s:
+            return Outcome.FAILED
     match = headers.get("if-match")
     if match is not None and not _in_list(match, etag, weak=False):
         return Outcome.FAILED

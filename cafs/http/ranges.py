@@ -10,7 +10,9 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_RANGE = re.compile(r" *(?:(?P<first>\d+) *- *(?P<last>\d+)? *|-(?P<suffix>\d+) *)", re.ASCII)
+_RANGE = re.compile(r" *(?:(?P<first>\d+) *- *(?:(?P<last>\d+) *)?|-(?P<suffix>\d+) *)", re.ASCII)
+"""Where blanks may stand only one part takes them: two that could share them would try the square
+of their number."""
 _DIGITS_MAX = 18
 
 

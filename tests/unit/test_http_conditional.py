@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,14 @@ def test_etag() -> None:
 )
 def test_conditions(headers: dict[str, str], outcome: int) -> None:
     assert evaluate(headers, ETAG, MTIME) is Outcome(outcome)
+
+
+def test_the_first_second_is_a_date() -> None:
+    first, second = "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:01 GMT"
+    for mtime_s, date, outcome in ((0, first, 200), (0, second, 200), (1, first, 412)):
+        found = evaluate({"if-unmodified-since": date}, ETAG, mtime_s)
+        assert found is Outcome(outcome), (mtime_s, date)
+    assert evaluate({"if-unmodified-since": "never"}, ETAG, 0) is Outcome.FAILED
 
 
 @pytest.mark.parametrize(
@@ -140,6 +150,14 @@ def test_ranges_of_nothing() -> None:
     assert ranges.parse("bytes=0-", 0) is None
     assert ranges.parse("bytes=-5", 0) is None
     assert ranges.parse("bytes=5-", 0) == []
+
+
+@pytest.mark.parametrize("text", ["1-{}x", "{}1-x", "1{}x", "1-{}2{}x", "-1{}x"])
+def test_blanks_in_a_range_cost_no_time(text: str) -> None:
+    """The daemon has one thread: while it looks at one header, nobody else is served."""
+    begun = time.thread_time()
+    assert ranges.parse("bytes=" + text.replace("{}", " " * 16_000), 100) == []
+    assert time.thread_time() - begun < 0.5
 
 
 @given(st.text("bytes=0123456789-, x", max_size=30), st.integers(0, 10**6))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
+import h11
 import pytest
 
-from cafs.http.heads import HEAD_MAX, Head, NotHttpError
+from cafs.http.heads import HEAD_MAX, Head, NotHttpError, next_event
 
 REST = b"\r\nHost: x\xff\r\n\r\n\xc3 body \xc3\xa9 "
 
@@ -78,3 +81,30 @@ def test_a_line_without_an_end_is_not_kept() -> None:
     assert len(head.line) == HEAD_MAX
     with pytest.raises(NotHttpError):
         head.for_h11()
+
+
+@pytest.mark.parametrize("where", ["head", "trailer"])
+def test_blanks_before_what_is_refused_cost_no_time(where: str) -> None:
+    """The daemon has one thread: while it looks at one header, nobody else is served."""
+    line = b"X:" + b" " * 32_000 + b"\0\r\n\r\n"
+    http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
+    head = b"PUT / HTTP/1.1\r\nHost: x\r\n"
+    if where == "trailer":
+        http.receive_data(head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
+        assert isinstance(next_event(http), h11.Request)
+        http.receive_data(line)
+    else:
+        http.receive_data(head + line)
+    begun = time.thread_time()
+    with pytest.raises(NotHttpError):
+        next_event(http)
+    assert time.thread_time() - begun < 0.5
+
+
+def test_what_a_header_is_to_h11_is_what_it_was() -> None:
+    for line in (b"A:", b"A: ", b"A:b", b"A: \tb  c \xff ", b"A:  \t"):
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
+        http.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n")
+        request = next_event(http)
+        assert isinstance(request, h11.Request)
+        assert list(request.headers)[-1] == (b"a", line[2:].strip(b" \t"))
