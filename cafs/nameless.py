@@ -31,7 +31,18 @@ class Nameless:
         # Forgotten while somebody had them open.
 
     def forget(self, ino: Ino) -> None:
-        """The kernel knows this inode no more: if it has no name either, it goes."""
+        """The kernel knows this inode no more: if it has no name either, it goes.
+
+        No record is read of one that has a name.  Damage keeps the inode, and is in the log.
+        """
+        if ino not in self._tree.inodes.nameless:
+            return
+        try:
+            self._forget(ino)
+        except CafsError as error:
+            _stays(ino, error)
+
+    def _forget(self, ino: Ino) -> None:
         attr = self._tree.inodes.find(ino)
         if attr is None or attr.nlink:
             return
@@ -44,7 +55,7 @@ class Nameless:
         """Those that could not go yet, now perhaps."""
         waiting, self._waiting = self._waiting, set()
         for ino in waiting:
-            self._forget_if_sound(ino)
+            self.forget(ino)
 
     def reap_orphans(self) -> int:
         """Remove what had no name when the store was closed or killed; how many.
@@ -67,15 +78,8 @@ class Nameless:
         """Take at most *limit* entries out of removed directories."""
         swept = self._tree.detached.sweep(limit, self._clock.now_ns())
         for ino in swept.gone:
-            self._forget_if_sound(ino)
-        return swept
-
-    def _forget_if_sound(self, ino: Ino) -> None:
-        """As forget(), but damage keeps this one and no other."""
-        try:
             self.forget(ino)
-        except CafsError as error:
-            _stays(ino, error)
+        return swept
 
 
 def _stays(ino: Ino, error: CafsError) -> None:

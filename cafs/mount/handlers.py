@@ -7,6 +7,7 @@ without an await is atomic and is everybody's service time, so what may take lon
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ from cafs.tree import permissions, sizes
 from cafs.tree.permissions import ACCESS
 from cafs.tree.tree import RENAME_EXCHANGE
 from cafs.types import Attr, Ino
+
+log = logging.getLogger(__name__)
 
 BYTES_PER_INODE = 512
 """What an inode with its name takes of the index, about: the basis of df -i."""
@@ -254,12 +257,17 @@ class Handlers(XattrHandlers):
         self._tree.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
         await self._store.commit()
 
-    @handler
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """The kernel lets go of inodes: those without a name go."""
+        """The kernel lets go of inodes: those without a name go.
+
+        It takes no answer, so whatever is raised here would end pyfuse3's main loop.
+        """
         for ino, times in inode_list:
-            self._known.forgotten(ino, times)
-            self._store.nameless.forget(Ino(ino))
+            try:
+                self._known.forgotten(ino, times)
+                self._store.nameless.forget(Ino(ino))
+            except Exception:
+                log.exception("defect in forget: inode %d stays until the next start", ino)
 
     # -- directories -------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ class Inodes:
         self._cache: OrderedDict[Ino, Attr] = OrderedDict()
         self.decoded = 0
         """Records that were not at hand so far."""
+        self.nameless: set[Ino] = set()
+        """Those that have no name, but for what a daemon before left and nobody has met yet."""
 
     def get(self, ino: Ino) -> Attr:
         """The record.  Raises FsError(ESTALE) for an inode that is gone."""
@@ -79,11 +81,13 @@ class Inodes:
     def remove(self, ino: Ino) -> None:
         """Delete a record that has no links left."""
         self._cache.pop(ino, None)
+        self.nameless.discard(ino)
         self._overlay.delete(layout.INODES, layout.u48(ino))
         self._overlay.delete(layout.ORPHANS, layout.u48(ino))
 
     def add_orphan(self, ino: Ino) -> None:
         """Remember, also over a crash, that the inode has no name and is to be removed."""
+        self.nameless.add(ino)
         self._overlay.put(layout.ORPHANS, layout.u48(ino), b"")
 
     def drop_link(self, ino: Ino, attr: Attr, now_ns: int) -> bool:
@@ -96,12 +100,15 @@ class Inodes:
 
     def named(self, ino: Ino) -> None:
         """The inode has a name from now on: take it off the list of orphans."""
+        self.nameless.discard(ino)
         self._overlay.delete(layout.ORPHANS, layout.u48(ino))
 
     def orphans(self) -> Iterator[Ino]:
         """Inodes without a name."""
         for key, _ in self._overlay.scan(layout.ORPHANS, b"", b""):
-            yield Ino(layout.from_u48(key))
+            ino = Ino(layout.from_u48(key))
+            self.nameless.add(ino)
+            yield ino
 
     def forget(self) -> None:
         """Let go of the decoded records."""

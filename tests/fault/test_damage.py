@@ -326,6 +326,29 @@ def test_a_flipped_bit_of_the_index_is_eio_for_exactly_its_record(
     assert "is clean" in filled.run("check", str(filled.store))
 
 
+@pytest.mark.parametrize("database", ["inodes", "blobs"])
+def test_the_kernel_may_forget_what_is_damaged(filled: Mount, database: str) -> None:
+    flip(
+        filled.store / "index", database, _record(filled.store, database, "many", "file 7"), bit=77
+    )
+    filled.start()
+    victim = filled.root / "many" / "file 7"
+    if database == "inodes":
+        # The listing tells the kernel of it, and the look at it makes the kernel let go.
+        assert "file 7" in os.listdir(filled.root / "many")
+        with pytest.raises(OSError, match="Input/output error"):
+            victim.stat()
+        filled.forget()
+    else:
+        victim.unlink()
+        wait_until("it is kept", lambda: "without a name stays" in _log(filled))
+    (filled.root / "new").write_bytes(b"writing goes on")
+    filled.restart()
+    assert (filled.root / "new").read_bytes() == b"writing goes on"
+    assert len(os.listdir(filled.root / "many")) == FILES - (database == "blobs")
+    filled.unmount()
+
+
 def test_a_flipped_bit_of_a_name_s_key_does_not_hide_the_name(filled: Mount) -> None:
     key = _record(filled.store, "entries", "many", "file 7")
     flip(filled.store / "index", "entries", key, in_key=True)
