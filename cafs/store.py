@@ -280,17 +280,30 @@ class Store:
                 await self.contents.unfinished.wait()
             if trio.current_time() < due:
                 # Outside the scope: it is not to be cancelled half-way.
-                await self.contents.settle_unfinished()
+                await self._committing_meanwhile(self.contents.settle_unfinished)
                 continue
             due = trio.current_time() + self.options.commit_interval
             self.nameless.look_again()
-            await self.contents.settle_all()
+            await self._committing_meanwhile(self.contents.settle_all)
             if self.space.problem is not None:
                 self.space.look()
             self.committer.urge()
             self.overlay.unmark()
             # Pages that a killed process was reading would never be used again.
             self.environment.clear_dead_readers()
+
+    async def _committing_meanwhile(self, settle: Callable[[], Awaitable[None]]) -> None:
+        """Settle files: what else has changed does not wait for the slowest of them."""
+
+        async def urge() -> None:
+            while True:
+                await trio.sleep(self.options.commit_interval)
+                self.committer.urge()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(urge)
+            await settle()
+            nursery.cancel_scope.cancel()
 
     async def keep(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run a task that never ends; a defect in it must not end the mount."""

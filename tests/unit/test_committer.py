@@ -202,3 +202,31 @@ def test_a_store_that_is_always_busy_commits_at_its_interval(tmp_path: Path) -> 
 
     thread.run(keep_busy)
     thread.close()
+
+
+def test_what_takes_long_to_be_stored_holds_up_no_other_change(tmp_path: Path) -> None:
+    create(tmp_path / "store", StoreParams())
+    options = MountOptions(commit_interval=0.05, ingest_threads=1)
+    thread = StoreThread(tmp_path / "store", options)
+    go_on = threading.Event()
+
+    async def change_beside(store: Store) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.workers.run, go_on.wait)
+            try:
+                ino = store.tree.create(ROOT, b"slow", 0o100644, 0, 0)
+                store.contents.opened(ino, writable=True)
+                await store.contents.write(ino, 1000, b"x" * 100_000, privileged=True)
+                store.contents.closed(ino, writable=True)
+                with trio.fail_after(30):
+                    for number in range(3):
+                        begun = store.counters.generation
+                        store.tree.create(ROOT, b"%d" % number, 0o100644, 0, 0)
+                        while store.counters.generation == begun:
+                            await trio.sleep(0.01)
+                assert store.contents.has_draft(ino)
+            finally:
+                go_on.set()
+
+    thread.run(change_beside)
+    thread.close()
