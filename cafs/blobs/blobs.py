@@ -129,7 +129,11 @@ class Blobs:
                 self.chunks.unpin(recipe.chunk_refs(parts))
             return found
         number = self.new_number()
-        self.chunks.count(recipe.chunk_refs(parts))
+        try:
+            self.chunks.count(recipe.chunk_refs(parts))
+        except BaseException:
+            self.chunks.unpin(recipe.chunk_refs(parts))
+            raise
         self._put_recipe(number, BlobRecord(size, 0, 0, *digests, b""), parts)
         self._put_digests(number, digests)
         return number
@@ -194,21 +198,16 @@ class Blobs:
 
         Both are borders of parts (or lie in a hole).  The new parts must be as long as what
         they replace, unless *end* is the end of the blob.  Their chunks are pinned and are let
-        go of.
+        go of either way.  Raises IndexDamagedError; then nothing has changed.
         """
-        record = self.get(number)
-        if not record.flags & BLOB_UNHASHED:
-            raise IndexDamagedError(f"blob {number} is hashed and cannot change")
-        rows = list(self._affected(number, record, start, end))
-        before: list[Part] = []
-        removed: list[Part] = []
-        after: list[Part] = []
-        for row in rows:
-            for begin, part in zip(row.starts, row.parts, strict=True):
-                for place, piece in split(begin, part, start, end):
-                    (before if place < 0 else after if place > 0 else removed).append(piece)
-        self.chunks.count(recipe.chunk_refs(parts), hidden=number in self.hidden)
-        self.chunks.uncount(recipe.chunk_refs(removed))
+        added = recipe.chunk_refs(parts)
+        try:
+            record, rows, before, removed, after = self._cut_out(number, start, end)
+            hidden = number in self.hidden
+            self.chunks.exchange(added, recipe.chunk_refs(removed), hidden=hidden)
+        except BaseException:
+            self.chunks.unpin(added)
+            raise
         self._edited(number)
         first = rows[0].starts[0] if rows and rows[0].starts else start
         merged = join([*before, *parts, *after])
@@ -225,6 +224,25 @@ class Blobs:
             record = record._replace(flags=record.flags | BLOB_HOLES)
         self.put(number, record)
         self.rows.put(number, first, merged)
+
+    def _cut_out(
+        self, number: BlobNo, start: int, end: int
+    ) -> tuple[BlobRecord, list[Row], list[Part], list[Part], list[Part]]:
+        """A blob's record, the rows that a change affects, and their parts before the place, in
+        it and behind it.
+        """
+        record = self.get(number)
+        if not record.flags & BLOB_UNHASHED:
+            raise IndexDamagedError(f"blob {number} is hashed and cannot change")
+        rows = list(self._affected(number, record, start, end))
+        before: list[Part] = []
+        removed: list[Part] = []
+        after: list[Part] = []
+        for row in rows:
+            for begin, part in zip(row.starts, row.parts, strict=True):
+                for place, piece in split(begin, part, start, end):
+                    (before if place < 0 else after if place > 0 else removed).append(piece)
+        return record, rows, before, removed, after
 
     def _affected(self, number: BlobNo, record: BlobRecord, start: int, end: int) -> Iterator[Row]:
         if not record.flags & BLOB_ROWS:

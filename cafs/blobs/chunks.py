@@ -1,19 +1,18 @@
-"""The table of chunks, and the one place where deduplication is decided.
+"""The table of chunks: their records, references, damage, and how they go.
 
-Two threads meet here.  Workers find or store chunks and hold a *pin* on each until the event
-loop has counted it into a recipe; the event loop counts references and sweeps.  Under the one
-lock a chunk is therefore never swept between being found and being counted, and never stored
-twice.  Invariant: a record's reference count is the number of parts of recipes that name it.
+What workers do with it, and the lock between them and the event loop, is in
+cafs.blobs.interning.  Invariant: a record's reference count is the number of parts of recipes
+that name it.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
-from cafs.blobs.pack import PackStore, StoredChunk
+from cafs.blobs.interning import Interning
+from cafs.blobs.pack import PackStore
 from cafs.blobs.packtable import PackTable
 from cafs.blobs.shown import Shown
 from cafs.errors import CafsError, IndexDamagedError
@@ -21,7 +20,6 @@ from cafs.index import layout
 from cafs.index.counters import Counters
 from cafs.index.layout import ChunkRecord
 from cafs.index.overlay import Overlay
-from cafs.index.recent import Recent
 from cafs.types import ChunkNo, Extent, PackNo
 
 log = logging.getLogger(__name__)
@@ -32,27 +30,18 @@ UNSYNCED_MAX = 64 << 20
 """Stored bytes that may be kept in memory until a commit, in case their sync fails."""
 
 
-class Chunks:
+class Chunks(Interning):
     """Chunk records over the overlay.  Methods belong to the event loop unless they say so."""
 
     def __init__(
         self, overlay: Overlay, counters: Counters, packs: PackStore, table: PackTable
     ) -> None:
-        self._overlay = overlay
-        self._counters = counters
-        self._packs = packs
+        super().__init__(overlay, counters, packs)
         self._table = table
-        self._lock = threading.Lock()
-        self._pins: Counter[ChunkNo] = Counter()
-        # Stored by a worker, not yet in the overlay.
-        self._landing: dict[bytes, ChunkNo] = {}
-        self._landing_extents: dict[ChunkNo, tuple[bytes, Extent]] = {}
-        self.recent: Recent[ChunkNo] = Recent()
         self.shown = Shown(packs)
-        # Damaged chunks whose bytes were stored anew by a worker.
-        self._healing: dict[ChunkNo, Extent] = {}
         self.damaged: set[ChunkNo] = set()
         """Those that were found damaged since the start, and are not whole again."""
+        self._unhealed: set[ChunkNo] = set()
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -75,135 +64,6 @@ class Chunks:
         """Sync the packs when too many of their bytes are kept in memory.  Any thread; blocks."""
         if self._packs.unsynced_bytes > UNSYNCED_MAX:
             self._packs.sync()
-
-    def intern(
-        self,
-        digests: Sequence[bytes],
-        encode: Callable[[list[int]], Sequence[StoredChunk]],
-    ) -> list[ChunkNo]:
-        """Find the chunks with these SHA-256 digests, store the others; all come back pinned.
-
-        Any thread.  *encode* is given the positions of those that must be stored and returns
-        what to store for them.  Raises DiskFullError and its kin; then nothing is pinned.
-        """
-        numbers: dict[bytes, ChunkNo] = {}
-        with self._lock:
-            for digest in digests:
-                if digest not in numbers:
-                    known = self._known(digest)
-                    if known:
-                        numbers[digest] = known
-            self._pin(numbers.values())
-        try:
-            self._intern_unknown(digests, encode, numbers)
-        except BaseException:
-            self.unpin(list(numbers.values()))
-            raise
-        result = [numbers[digest] for digest in digests]
-        with self._lock:
-            # One pin for each position; the dict pinned each digest once.
-            self._pin(result)
-            for number in numbers.values():
-                self._unpin(number)
-        return result
-
-    def _intern_unknown(
-        self,
-        digests: Sequence[bytes],
-        encode: Callable[[list[int]], Sequence[StoredChunk]],
-        numbers: dict[bytes, ChunkNo],
-    ) -> None:
-        missing = {
-            digest: position for position, digest in enumerate(digests) if digest not in numbers
-        }
-        damaged: dict[bytes, ChunkNo] = {}
-        candidates = self._committed(missing) if missing else {}
-        if candidates:
-            with self._lock:
-                # The sweep may have taken some since.
-                values = self._overlay.get_anywhere(
-                    layout.CHUNKS, [layout.u48(number) for number in candidates.values()]
-                )
-                for (digest, number), value in zip(candidates.items(), values, strict=True):
-                    if value is not None and layout.unpack_chunk(value).extent.damaged:
-                        damaged[digest] = number
-                    elif value is not None:
-                        self._pin([number])
-                        numbers[digest] = number
-                        del missing[digest]
-        if not missing:
-            return
-        stored = encode(list(missing.values()))
-        with self._lock:
-            fresh = []
-            for chunk in stored:
-                known = self._known(chunk.sha256)
-                if known:
-                    self._pin([known])
-                    numbers[chunk.sha256] = known
-                else:
-                    fresh.append(chunk)
-            if not fresh:
-                return
-            extents = self._packs.append(fresh)
-            for chunk, extent in zip(fresh, extents, strict=True):
-                if chunk.sha256 in damaged:
-                    number = damaged[chunk.sha256]
-                    self._healing[number] = extent
-                else:
-                    number = ChunkNo(self._counters.next_chunk)
-                    self._counters.next_chunk += 1
-                    self._landing[chunk.sha256] = number
-                    self._landing_extents[number] = (chunk.sha256, extent)
-                self._pin([number])
-                numbers[chunk.sha256] = number
-        # Not with the lock: a disk that is busy makes this wait.
-        self._packs.begin_writing()
-
-    def _known(self, digest: bytes) -> ChunkNo | None:
-        return self._landing.get(digest) or self.recent.get(digest)
-
-    def _committed(self, digests: Iterable[bytes]) -> dict[bytes, ChunkNo]:
-        """Those of the digests that the newest commit knows."""
-        digests = list(digests)
-        found = self._overlay.committed_numbers(layout.CHUNK_SHA256, digests)
-        pairs = [
-            (digest, ChunkNo(number))
-            for digest, numbers in zip(digests, found, strict=True)
-            for number in numbers
-        ]
-        keys = [layout.u48(number) for _, number in pairs]
-        values = self._overlay.get_anywhere(layout.CHUNKS, keys)
-        return {
-            digest: number
-            for (digest, number), value in zip(pairs, values, strict=True)
-            if value is not None and value.startswith(digest)
-        }
-
-    def _pin(self, numbers: Iterable[ChunkNo]) -> None:
-        self._pins.update(numbers)
-
-    def _unpin(self, number: ChunkNo) -> None:
-        left = self._pins[number] - 1
-        if left > 0:
-            self._pins[number] = left
-            return
-        del self._pins[number]
-        landed = self._landing_extents.pop(number, None)
-        if landed is not None:
-            # Stored and never counted: its bytes in the pack are dead from the start.
-            self._landing.pop(landed[0], None)
-
-    def pin_again(self, numbers: Sequence[ChunkNo]) -> None:
-        """Pin each number once more; all are pinned already.  Any thread."""
-        with self._lock:
-            self._pin(numbers)
-
-    def unpin(self, numbers: Sequence[ChunkNo]) -> None:
-        """Let go of chunks that came from intern() and will not be counted.  Any thread."""
-        with self._lock:
-            for number in numbers:
-                self._unpin(number)
 
     # -- the event loop ----------------------------------------------------------------------
 
@@ -249,8 +109,10 @@ class Chunks:
         end = self.shown.end(pack)
         ahead = [extent for _, extent in self._landing_extents.values()]
         waits = [*ahead, *self._healing.values()]
-        if not self.shown.is_void(pack) or any(
-            extent.pack == pack and extent.offset >= end for extent in waits
+        if (
+            self._appending
+            or not self.shown.is_void(pack)
+            or any(extent.pack == pack and extent.offset >= end for extent in waits)
         ):
             return None
         return end, self._packs.size_of(pack)
@@ -269,18 +131,30 @@ class Chunks:
             return self._packs.cut(pack, tail[0], 1)
 
     def landing_packs(self) -> set[PackNo]:
-        """Packs with chunks that no record names yet, new copies of damaged ones among them."""
+        """Packs with chunks that no record names yet, new copies of damaged ones among them; and
+        all in which there may soon be some.
+        """
         with self._lock:
             landing = {extent.pack for _, extent in self._landing_extents.values()}
+            for packs, first in self._appending:
+                landing |= packs
+                landing.update(map(PackNo, range(first, self._packs.next_pack_no)))
             return landing | {extent.pack for extent in self._healing.values()}
 
     def count(self, numbers: Sequence[ChunkNo], *, hidden: bool = False) -> None:
         """Count one reference for each number and let go of its pin.
 
-        *hidden*: for content that no name leads to, nor to anything it is shared with.
+        *hidden*: for content that no name leads to, nor to anything it is shared with.  Raises
+        :class:`IndexDamagedError` before anything has changed; then all stay pinned.
         """
+        counted = Counter(numbers)
         with self._lock:
-            for number, times in Counter(numbers).items():
+            there = {
+                number: self.get(number)
+                for number in counted
+                if number not in self._landing_extents
+            }
+            for number, times in counted.items():
                 landing = self._landing_extents.pop(number, None)
                 if landing is not None:
                     self._land(number, landing[0], landing[1], times)
@@ -289,14 +163,15 @@ class Chunks:
                     else:
                         self.shown.show(landing[1])
                 else:
-                    self._add(number, times, hidden=hidden)
+                    self._add(number, there[number], times, hidden=hidden)
                 for _ in range(times):
                     self._unpin(number)
 
     def count_again(self, numbers: Sequence[ChunkNo]) -> None:
-        """Count one more reference for each number; all have some already."""
-        for number, times in Counter(numbers).items():
-            self._add(number, times, hidden=False)
+        """Count one more reference for each number; all have some already.  Raises as count()."""
+        counted = [(number, self.get(number), n) for number, n in Counter(numbers).items()]
+        for number, record, times in counted:
+            self._add(number, record, times, hidden=False)
 
     def _land(self, number: ChunkNo, sha256: bytes, extent: Extent, refs: int) -> None:
         self._landing.pop(sha256, None)
@@ -308,8 +183,7 @@ class Chunks:
         self._counters.raw_bytes += extent.raw_length
         self._counters.stored_bytes += extent.stored_length
 
-    def _add(self, number: ChunkNo, times: int, *, hidden: bool) -> None:
-        record = self.get(number)
+    def _add(self, number: ChunkNo, record: ChunkRecord, times: int, *, hidden: bool) -> None:
         if not hidden:
             self.shown.show(record.extent)
         self._put(number, record._replace(refs=record.refs + times))
@@ -324,14 +198,29 @@ class Chunks:
 
         Raises :class:`IndexDamagedError` before anything has changed: it may be tried again.
         """
+        for number, record, times in self._counted(numbers):
+            self._put(number, record._replace(refs=record.refs - times))
+            if record.refs == times:
+                self._overlay.put(layout.DEAD, layout.dead_key(b"c", number), b"")
+
+    def exchange(
+        self, added: Sequence[ChunkNo], removed: Sequence[ChunkNo], *, hidden: bool
+    ) -> None:
+        """count() what is new in a recipe and uncount() what is not in it any more, or neither.
+
+        Raises :class:`IndexDamagedError` before anything has changed.
+        """
+        self._counted(removed)
+        self.count(added, hidden=hidden)
+        self.uncount(removed)
+
+    def _counted(self, numbers: Sequence[ChunkNo]) -> list[tuple[ChunkNo, ChunkRecord, int]]:
+        """Each number with its record, and how often it is there; that many references it has."""
         counted = [(number, self.get(number), n) for number, n in Counter(numbers).items()]
         for number, record, times in counted:
             if record.refs < times:
                 raise IndexDamagedError(f"chunk {number} has {record.refs} references")
-        for number, record, times in counted:
-            self._put(number, record._replace(refs=record.refs - times))
-            if record.refs == times:
-                self._overlay.put(layout.DEAD, layout.dead_key(b"c", number), b"")
+        return counted
 
     def move(self, number: ChunkNo, old: Extent, new: Extent, now_ns: int) -> bool:
         """Point a chunk at a copy of its bytes; False when it was swept or moved meanwhile."""
@@ -375,17 +264,34 @@ class Chunks:
     def heal(self, now_ns: int) -> int:
         """Point chunks that were marked as damaged at the new copies of their bytes; how many."""
         with self._lock:
-            healing, self._healing = self._healing, {}
+            healing = dict(self._healing)
         healed = 0
         for number, new in healing.items():
-            value = self._overlay.get(layout.CHUNKS, layout.u48(number))
-            if value is not None:
-                old = layout.unpack_chunk(value).extent
-                if old.damaged and self.move(number, old, new, now_ns):
-                    self._counters.stored_bytes += new.stored_length - old.stored_length
-                    self.damaged.discard(number)
-                    healed += 1
+            try:
+                healed += self._heal(number, new, now_ns)
+            except CafsError as error:
+                # The others are not to wait for this one.  It stays: nobody can have counted it,
+                # and if its record can be read again, whoever does must find it whole.
+                if number not in self._unhealed:
+                    self._unhealed.add(number)
+                    text = "chunk %d was written anew and stays damaged: %s; what to do: %s"
+                    log.error(text, number, error, error.advice)
+                continue
+            with self._lock:
+                if self._healing.get(number) == new:
+                    del self._healing[number]
         return healed
+
+    def _heal(self, number: ChunkNo, new: Extent, now_ns: int) -> bool:
+        value = self._overlay.get(layout.CHUNKS, layout.u48(number))
+        if value is None:
+            return False
+        old = layout.unpack_chunk(value).extent
+        if not old.damaged or not self.move(number, old, new, now_ns):
+            return False
+        self._counters.stored_bytes += new.stored_length - old.stored_length
+        self.damaged.discard(number)
+        return True
 
     def sweep(self, number: ChunkNo, now_ns: int) -> bool:
         """Remove the record of a dead chunk; False when somebody has come to need it."""

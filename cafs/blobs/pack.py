@@ -234,6 +234,12 @@ class PackStore:
             return sum(pack.unsynced_bytes for pack in self._open.values())
 
     @property
+    def open_packs(self) -> frozenset[PackNo]:
+        """Those that are not sealed yet."""
+        with self._lock:
+            return frozenset(self._open)
+
+    @property
     def next_pack_no(self) -> PackNo:
         """The number of the next new pack."""
         return self._next
