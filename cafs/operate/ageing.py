@@ -11,19 +11,24 @@ from __future__ import annotations
 import logging
 import resource
 from collections import Counter
-from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 import trio
 
 from cafs.archives.kind import GZIP, ZIP
 from cafs.archives.take_apart import Outcome
-from cafs.errors import CafsError, DiskError, DiskFullError, ReadOnlyError, first_foreseen
+from cafs.errors import (
+    CafsError,
+    DiskError,
+    DiskFullError,
+    ReadOnlyError,
+    first_foreseen,
+    told_as,
+)
 from cafs.log import RateLimit
 from cafs.operate import candidates, engine_proofs
 from cafs.operate.ageing_job import Job, Report, count_reason
-from cafs.operate.ageing_state import State
+from cafs.operate.ageing_state import Keeper
 from cafs.operate.candidates import Candidate, Found, Rules
 from cafs.operate.governor import Governor
 from cafs.store import Store
@@ -42,6 +47,7 @@ ROOM: Final = 256 << 20
 ROOM_FRACTION: Final = 32
 """On a small disk it is only one part in so many."""
 MARKS_AT_ONCE: Final = 256
+PAUSED: Final = "paused"
 ENGINE_OF: Final = {GZIP: "gnu-gzip", ZIP: "zlib"}
 """Without this one archives of the kind wait: what cannot be made again now may be tomorrow."""
 
@@ -55,10 +61,12 @@ class Ageing:
         self._archives = store.archives
         self._options = store.archives.options
         self.governor = Governor(store.latency, store.clock, alone=alone)
-        self.state = State.load(store.path)
-        self._last = replace(self.state)
+        self._keeper = Keeper(store.path)
+        self.state = self._keeper.state
         self._archives.raw_rate = self.state.rebuild_bytes_per_s
         self._turn = trio.Lock()
+        self._pauses = 0
+        """How often a pause was asked for: it stops also what has not come to its turn."""
         self._scope: trio.CancelScope | None = None
         self._job: Job | None = None
         self._kick = trio.Event()
@@ -81,7 +89,7 @@ class Ageing:
             if self._options.enabled and not self.state.paused:
                 job = Job(background=True)
                 try:
-                    await self._pass(job)
+                    await self._pass(job, self._pauses)
                 except CafsError as error:
                     self._limit.log(log, logging.WARNING, "pass", f"ageing stopped: {error}")
                 except Exception:
@@ -103,38 +111,52 @@ class Ageing:
 
         Raises NotFoundError, UsageError, DaemonError, IndexDamagedError.
         """
+        pauses = self._pauses
         preempted = self._job is not None and self._job.background
         if preempted:
             self._stop("another pass was asked for")
         # Who asks now means what he has just copied in, too.
         await self._store.hasher.catch_up()
         await self._store.sync_all()
-        report = await self._pass(job)
+        report = await self._pass(job, pauses)
         await self._store.commit()
         if preempted:
             self._kick.set()
         return report
 
     async def pause(self, *, paused: bool) -> None:
-        """Stop, and begin no pass in the background until told otherwise; or go on."""
+        """Stop, and begin no pass in the background until told otherwise; or go on.
+
+        Raises DiskFullError and its kin if only this daemon will know.
+        """
         self.state.paused = paused
         if paused:
-            self._stop("paused")
+            self._pauses += 1
+            self._stop(PAUSED)
         else:
             self._kick.set()
-        await self._save()
-        log.info("ageing is paused" if paused else "ageing goes on")
+        said = "ageing is paused" if paused else "ageing goes on"
+        log.info("%s", said)
+        self._gather()
+        try:
+            await self._keeper.write()
+        except CafsError as error:
+            text = f"{said}, but only until the daemon ends, because that was not stored: {error}"
+            raise told_as(error, text, f"{error.advice}; then the same once more") from error
 
     def _stop(self, why: str) -> None:
         if self._scope is not None and self._job is not None:
-            self._job.report.stopped = why
-            self._job.report.exit_code = CafsError("").meaning.exit_code
+            self._job.report.stop(why)
             self._scope.cancel()
 
     # -- a pass ------------------------------------------------------------------------------
 
-    async def _pass(self, job: Job) -> Report:
+    async def _pass(self, job: Job, pauses: int) -> Report:
+        """*pauses*: how many there had been when it was wanted."""
         async with self._turn:
+            if pauses != self._pauses:
+                job.report.stop(PAUSED)
+                return job.report
             self.governor.begin()
             self._archives.pace = self.governor.pace
             try:
@@ -328,16 +350,18 @@ class Ageing:
         self.state.worked_s += self.governor.worked_s
         self.governor.worked_s = 0.0
 
-    async def _save(self) -> None:
+    def _gather(self) -> None:
         self._take_work()
         self._saved = self._store.clock.monotonic()
         self.state.rebuild_bytes_per_s = round(self._archives.raw_rate)
-        state = replace(self.state)
-        if state == self._last:
-            return
-        self._last = state
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(partial(state.save, self._store.path))
+
+    async def _save(self) -> None:
+        """Write down what there is to remember; if that cannot be, it is tried again later."""
+        self._gather()
+        try:
+            await self._keeper.write()
+        except CafsError as error:
+            log.warning("what ageing has done is not written down: %s", error)
 
     def _say(self, job: Job) -> None:
         report = job.report

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cafs.errors import CafsError
+
 REASONS_MAX: Final = 30
 
 OnProgress = Callable[[int, int], None]
@@ -39,6 +41,11 @@ class Report:
     """Why the pass did not come to its end."""
     exit_code: int = 0
     """What a command that asked for the pass ends with."""
+
+    def stop(self, why: str) -> None:
+        """Somebody does not want it to come to its end."""
+        self.stopped = why
+        self.exit_code = CafsError("").meaning.exit_code
 
     def fields(self) -> dict[str, Any]:
         """As fields of an answer."""

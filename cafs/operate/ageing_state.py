@@ -6,20 +6,19 @@ cannot be understood, ageing is not paused and counts from 0.
 
 from __future__ import annotations
 
-import logging
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
+
+import trio
 
 from cafs.archives.archives import FIRST_RATE
 from cafs.archives.kind import GZIP, KINDS
 from cafs.durable import Disk
-from cafs.errors import CafsError
 from cafs.lock import StoreLock
 from cafs.operate.candidates import GAIN_FIRST
-
-log = logging.getLogger(__name__)
 
 FILE: Final = "ageing.toml"
 PRIOR_BYTES: Final = 64 << 20
@@ -111,19 +110,30 @@ class State:
             self.gained_bytes -= round(self.gained_bytes * share)
             self.aged_bytes = max(0, self.aged_bytes - size)
 
-    def save(self, store: Path) -> bool:
-        """As write(); False, with a line in the log, where that cannot be."""
-        try:
-            self.write(store)
-        except CafsError as error:
-            log.warning("what ageing has done is not written down: %s", error)
-            return False
-        return True
-
     def write(self, store: Path) -> None:
         """Remember it durably.  Blocks.  Raises DiskFullError and its kin."""
         lines = [f"{name} = {_toml(value)}" for name, value in asdict(self).items()]
         Disk().write_file(store / FILE, (_HEAD + "\n".join(lines) + "\n").encode())
+
+
+class Keeper:
+    """Writes down what ageing remembers.  Belongs to the event loop."""
+
+    def __init__(self, store: Path) -> None:
+        self.state = State.load(store)
+        self._store = store
+        self._written = replace(self.state)
+        self._writing = trio.Lock()
+
+    async def write(self) -> None:
+        """Remember the state as it is now, durably.  Raises DiskFullError and its kin."""
+        # A pass that was stopped and who has stopped it come here at the same time.
+        with trio.CancelScope(shield=True):
+            async with self._writing:
+                state = replace(self.state)
+                if state != self._written:
+                    await trio.to_thread.run_sync(partial(state.write, self._store))
+                    self._written = state
 
 
 def _toml(value: float) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from cafs.archive_options import ArchiveOptions
 from cafs.archives.archives import Archives
@@ -222,7 +225,7 @@ def test_what_has_to_wait_does_not_keep_the_rest_from_its_turn(
         age = alone(store)
         for left in (5, 0):
             job = Job(background=True)
-            report = await age._pass(job)
+            report = await age._pass(job, 0)
             assert (report.left.total(), report.taken_apart_count) == (left, left // 5)
             assert is_aged(store, ino)
 
@@ -393,6 +396,43 @@ def test_a_pause_stops_the_archive_that_is_under_way(
 
     in_store(tmp_path, work)
     assert not findings(tmp_path / "store")
+
+
+@pytest.mark.parametrize("where", ["it waits for digests", "it waits for its turn"])
+def test_a_pause_stops_what_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    async def work(store: Store) -> None:
+        ino = await put(store, b"one", SMALL)
+        age = alone(store)
+        there, go_on = trio.Event(), trio.Event()
+        reports: list[Report] = []
+
+        async def slow() -> None:
+            there.set()
+            await go_on.wait()
+
+        async def order() -> None:
+            reports.append(await age.now(Job()))
+
+        if where == "it waits for digests":
+            monkeypatch.setattr(store.hasher, "catch_up", slow)
+        else:
+            await age._turn.acquire()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(order)
+            if where == "it waits for digests":
+                await there.wait()
+            else:
+                await until(lambda: age._turn.statistics().tasks_waiting == 1)
+            await age.pause(paused=True)
+            go_on.set()
+            if age._turn.locked():
+                age._turn.release()
+        assert (reports[0].stopped, reports[0].exit_code) == ("paused", 1)
+        assert not is_aged(store, ino)
+
+    in_store(tmp_path, work)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -686,7 +726,7 @@ def test_what_is_made_plain_again_is_not_saved(tmp_path: Path) -> None:
 def test_it_is_written_down(tmp_path: Path) -> None:
     state = State(paused=True, worked_s=1.5)
     state.count(ZIP, 100, -7)
-    assert state.save(tmp_path)
+    state.write(tmp_path)
     assert State.load(tmp_path) == state
 
 
@@ -703,11 +743,82 @@ def test_a_whole_number_is_one_with_a_point(tmp_path: Path) -> None:
     assert State.load(tmp_path) == State(worked_s=3.0)
 
 
-def test_that_it_cannot_be_written_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def broken_disk(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+    """Ageing cannot be remembered; *calls* get a line for each try."""
+
+    def write(_self: State, _store: Path) -> None:
+        calls.append("write")
+        raise DiskFullError("write ageing.toml: no space left on device", advice="free space")
+
+    monkeypatch.setattr(State, "write", write)
+
+
+def test_a_pause_that_cannot_be_written_down_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not State().save(tmp_path / "nowhere")
-    assert "not written down" in caplog.text
+    """On a full disk, for which the manual advises it: else a restart would go on ageing."""
+
+    async def work(store: Store) -> None:
+        age = alone(store)
+        with monkeypatch.context() as full:
+            broken_disk(full, calls := [])
+            with pytest.raises(DiskFullError, match="paused, but only until the daemon ends"):
+                await age.pause(paused=True)
+            assert age.doing == "paused" and len(calls) == 1
+        await age.pause(paused=True)
+        assert State.load(store.path).paused
+
+    in_store(tmp_path, work)
+
+
+def test_sums_that_cannot_be_written_down_are_logged_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(store: Store) -> None:
+        await put(store, b"one", SMALL)
+        age = alone(store)
+        with monkeypatch.context() as full:
+            broken_disk(full, [])
+            assert (await age.now(Job())).taken_apart_count == 1
+        assert "not written down: write ageing.toml: no space" in caplog.text
+        await age.now(Job())
+        assert State.load(store.path).taken_apart_count == 1
+
+    in_store(tmp_path, work)
+
+
+def test_two_who_write_it_down_do_so_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass that a pause has stopped, and the pause: there is one file for both."""
+    writing: list[State] = []
+    go_on = threading.Event()
+    right = State.write
+
+    async def work(store: Store) -> None:
+        await put(store, b"one", SMALL)
+        there = held_up(monkeypatch)
+        age = alone(store)
+
+        def write(self: State, path: Path) -> None:
+            writing.append(self)
+            # There is more to write down for who comes next.
+            age.state.worked_s += 1.0
+            assert go_on.wait(30)
+            right(self, path)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(age.now, Job())
+            await there.wait()
+            monkeypatch.setattr(State, "write", write)
+            nursery.start_soon(partial(age.pause, paused=True))
+            await until(lambda: bool(writing) and age._job is None)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(writing) == 1
+            go_on.set()
+        assert State.load(store.path).paused and len(writing) == 2
+
+    in_store(tmp_path, work)
 
 
 def test_pausing_without_a_daemon(tmp_path: Path) -> None:
@@ -756,7 +867,7 @@ def test_a_disk_that_stays_full_is_told_of_once(
             # No look at the disk in between, which is not full at all.
             store.space.look = lambda: None  # type: ignore[method-assign]
             job = Job(background=True)
-            await age._pass(job)
+            await age._pass(job, 0)
             assert job.report.exit_code == 9
         assert caplog.text.count("is full") == 1
 
