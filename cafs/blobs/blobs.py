@@ -9,6 +9,7 @@ recipe are contiguous from 0 to the blob's size.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -36,6 +37,8 @@ from cafs.index.layout import (
 from cafs.index.overlay import Overlay
 from cafs.index.recent import Recent
 from cafs.types import NO_BLOB, BlobNo, Ino
+
+log = logging.getLogger(__name__)
 
 
 class Digests(NamedTuple):
@@ -303,8 +306,15 @@ class Blobs:
             self._counters.add_blob(record.size)
 
     def unref(self, number: BlobNo) -> None:
-        """One inode less has this blob; without any it waits for the sweep."""
-        record = self.get(number)
+        """One inode less has this blob; without any it waits for the sweep.
+
+        One that is lost has no count: a file that had it may be deleted or written anew.
+        """
+        value = self.overlay.get(layout.BLOBS, layout.u48(number))
+        if value is None:
+            log.warning("blob %d is lost, and a file less needs it", number)
+            return
+        record = layout.unpack_blob(value)
         if record.refs == 0:
             raise IndexDamagedError(f"blob {number} has no references")
         self.put(number, record._replace(refs=record.refs - 1))

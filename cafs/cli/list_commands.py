@@ -129,7 +129,7 @@ def _ls_line(frame: Frame, view: View, met: Met, name: bytes, long: bool) -> Non
         return
     owner = f"{user_name(attr.uid):<8} {group_name(attr.gid):<8}"
     # A name that is not in the table of digests yet is marked, one without content is not.
-    shown = digest[:DIGITS] if digest else ("not yet" if _has_content(attr) else "-")
+    shown = digest[:DIGITS] if digest else _why_no_digest(view, attr)
     # Fixed widths: a table would have to hold a directory of a million names.
     line = f"{stat.filemode(attr.mode)} {attr.nlink:>3} {owner} {human_size(attr.size):>9}"
     line += f" {short_time(attr.mtime_ns)} {shown:<{DIGITS}} {show_name(name)}"
@@ -148,8 +148,17 @@ def _sha256(view: View, attr: Attr) -> str | None:
 
     if not _has_content(attr):
         return None
+    if view.outer(attr.blob) is None:
+        # It was lost: what there is is listed all the same.
+        return None
     record = view.blobs.get(attr.blob)
     return None if record.flags & BLOB_UNHASHED else record.sha256.hex()
+
+
+def _why_no_digest(view: View, attr: Attr) -> str:
+    if not _has_content(attr):
+        return "-"
+    return "lost" if view.outer(attr.blob) is None else "not yet"
 
 
 @command(

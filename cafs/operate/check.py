@@ -94,6 +94,7 @@ class Check:
         noted = asdict(counters)
         wanted = self._tree.figures() | self._content.figures() | self._packs.figures()
         last = self._content.last() | {"next_ino": self._tree.last, "next_pack": self._packs.last}
+        last["next_blob"] = max(last["next_blob"], self._tree.last_blob)
         wanted |= {name: number + 1 for name, number in last.items() if noted[name] <= number}
         wrong = {name: value for name, value in wanted.items() if noted[name] != value}
         if wrong:

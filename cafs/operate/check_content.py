@@ -44,6 +44,8 @@ class ContentCheck:
         self._raw = array("L")
         self._chunk_sha256 = array("Q")
         self._figures = {"blobs": 0, "blob_bytes": 0}
+        self._lost = {"next_blob": 0, "next_chunk": 0}
+        """The greatest numbers of what is named and not there: nothing new may get them."""
 
     # -- loading -----------------------------------------------------------------------------
 
@@ -177,6 +179,7 @@ class ContentCheck:
             if refs:
                 self._figures["blobs"] += 1
                 self._figures["blob_bytes"] += record.size
+            self._lost["next_blob"] = max(self._lost["next_blob"], record.mate)
             yield from self._aged.check_mate(number, record, refs)
             if self._inner[rank]:
                 refs = self._aged.refs(number)
@@ -261,6 +264,7 @@ class ContentCheck:
                     rank = self.chunks.rank(part.ref)
                     if rank < 0:
                         lost = lost or part.ref
+                        self._lost["next_chunk"] = max(self._lost["next_chunk"], part.ref)
                     else:
                         self.chunks.counts[rank] += 1
                         if not _fits(part, self._raw[rank]):
@@ -290,10 +294,15 @@ class ContentCheck:
         return self._figures | {"blob_bytes": wrapped(self._figures["blob_bytes"])}
 
     def last(self) -> dict[str, int]:
-        """The greatest numbers in use, as the counters call the next ones."""
+        """The greatest numbers in use, as the counters call the next ones.
+
+        Those of what is lost are: a file or a recipe would have what got such a number next.
+        """
         return {
-            "next_blob": self.blobs.numbers[-1] if len(self.blobs) else 0,
-            "next_chunk": self.chunks.numbers[-1] if len(self.chunks) else 0,
+            name: max(lost, tally.numbers[-1] if len(tally) else 0)
+            for (name, lost), tally in zip(
+                self._lost.items(), (self.blobs, self.chunks), strict=True
+            )
         }
 
 

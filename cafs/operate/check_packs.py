@@ -180,8 +180,10 @@ class PackCheck:
 
     @property
     def last(self) -> int:
-        """The greatest pack number in use."""
-        return max((number for number, _ in self._view.pack_table.items()), default=0)
+        """The greatest pack number in use, by packs or by chunks that lie in one that is lost."""
+        return max(
+            (*self._places, *(number for number, _ in self._view.pack_table.items())), default=0
+        )
 
 
 def _gone(kind: str, number: int, record: ChunkRecord, text: str) -> Finding:

@@ -15,7 +15,7 @@ from cafs.index.counters import wrapped
 from cafs.operate.finding import Change, Finding, Findings
 from cafs.operate.tally import Tally
 from cafs.tree.names import PROBES
-from cafs.types import NO_BLOB, ROOT, Attr, BlobNo, Ino
+from cafs.types import ROOT, Attr, BlobNo, Ino
 from cafs.view import View
 
 _ORPHANED = 1
@@ -38,6 +38,8 @@ class TreeCheck:
         self._entries = array("L")
         self._parents = array("Q")
         self._files = self._linked = self._bytes = 0
+        self.last_blob = 0
+        """The greatest number of a blob that a file has and that is not there."""
 
     def load(self) -> int:
         """Take the numbers and types of all inodes; how many there are."""
@@ -263,8 +265,8 @@ class TreeCheck:
             if wanted.aux != attr.aux:
                 problems.append(("parent", f"parent {attr.aux} noted, not {wanted.aux}"))
             if stat.S_ISREG(attr.mode) and attr.blob and not blobs.add(attr.blob):
-                problems.append(("content", f"content blob {attr.blob}, which is not there"))
-                wanted = wanted._replace(blob=NO_BLOB, size=0)
+                self.last_blob = max(self.last_blob, attr.blob)
+                yield _contentless(ino, attr)
             elif stat.S_ISREG(attr.mode) and (size := size_of(attr.blob) or 0) != attr.size:
                 problems.append(("size", f"size {attr.size}, but its content has {size}"))
                 wanted = wanted._replace(size=size)
@@ -280,9 +282,7 @@ class TreeCheck:
                 yield Finding(
                     kind,
                     f"inode {ino} has {text}",
-                    "the file becomes empty: restore it"
-                    if kind == "content"
-                    else "the record is put right",
+                    "the record is put right",
                     ((layout.INODES, key, layout.pack_inode(wanted)),),
                     ino,
                 )
@@ -329,3 +329,14 @@ class TreeCheck:
     def last(self) -> int:
         """The greatest inode number in use."""
         return self._inodes.numbers[-1] if len(self._inodes) else 0
+
+
+def _contentless(ino: Ino, attr: Attr) -> Finding:
+    """A file whose blob is lost.  It keeps its size and answers EIO: an empty file would be
+    taken for what somebody wrote."""
+    return Finding(
+        "content",
+        f"inode {ino} has content blob {attr.blob}, which is not there ({attr.size} bytes)",
+        "reading it answers EIO: write the file anew, or delete it",
+        ino=ino,
+    )

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from cafs.errors import IndexDamagedError
 from cafs.index import layout
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.overlay import Overlay
 from cafs.lock import StoreLock
 from cafs.operate.paths import paths_of_inodes
 from cafs.operate.repair import repair
+from cafs.store import Store
 from cafs.types import ROOT, BlobNo, ChunkNo, Ino, PackNo
 from cafs.view import View
 from tests.conftest import RunCafs
-from tests.unit.small_store import change, findings, lookup, make, noise
+from tests.unit.small_store import change, findings, in_store, lookup, make, noise
 
 Damage = Callable[[Path], None]
 
@@ -130,10 +132,6 @@ REPAIRABLE: dict[str, tuple[Damage, set[str]]] = {
     "entry count": (_edit_inode(b"a", blob=99), {"entry-count"}),
     "parent": (_edit_inode(b"a/b", aux=1), {"parent"}),
     "size": (_edit_inode(b"a/middle", size=39_999), {"size", "counters"}),
-    "content that is not there": (
-        _edit_inode(b"a/middle", blob=12345),
-        {"content", "blob-refs", "dead-queue", "counters"},
-    ),
     "entry to nowhere": (
         _add_entry(b"a", b"ghost", 4711, 0o10),
         {"dangling-entry"},
@@ -255,6 +253,93 @@ def test_a_check_finds_what_only_an_operator_can_put_right(store: Path, name: st
     found = set(findings(store))
     assert found <= expected
     assert found & expected
+
+
+def _lose_content(store: Path) -> BlobNo:
+    """The blob of a/middle is gone, and everything that led to it; its number."""
+    number = lookup(store, b"a/middle")[1].blob
+    change(store, layout.BLOBS, layout.u48(number), None)
+    return number
+
+
+def test_a_file_that_has_lost_its_content_is_never_an_empty_one(store: Path) -> None:
+    number = _lose_content(store)
+    ino, before = lookup(store, b"a/middle")
+    _edit_counters(next_blob=1)(store)
+    repair(store)
+    assert findings(store) == {"content": 1}
+    # What comes later must not be taken for its content.
+    with View(store) as view:
+        assert view.counters.next_blob > number
+
+    async def read(opened: Store) -> None:
+        with pytest.raises(IndexDamagedError, match=f"blob {number}"):
+            await opened.contents.read(ino, 0, 100)
+
+    in_store(store, read)
+    assert lookup(store, b"a/middle")[1] == before
+
+
+def test_a_file_that_has_lost_its_content_is_listed(store: Path, run_cafs: RunCafs) -> None:
+    _lose_content(store)
+    repair(store)
+    [line] = [
+        line
+        for line in run_cafs("ls", "-l", "--store", store, "/a").stdout.splitlines()
+        if line.endswith(" middle")
+    ]
+    assert " lost " in line
+    found = run_cafs("find", "--store", store, "/a", "--json")
+    assert found.returncode == 0, found.stderr
+    [row] = [
+        row for row in map(json.loads, found.stdout.splitlines()) if row["path"] == "/a/middle"
+    ]
+    assert (row["sha256"], row["size_bytes"]) == (None, 40_000)
+    check = run_cafs("check", store)
+    assert check.returncode == 8
+    assert "path: /a/middle" in check.stdout
+
+
+@pytest.mark.parametrize("how", ["deleted", "written anew"])
+def test_a_file_that_has_lost_its_content_can_be(store: Path, how: str) -> None:
+    _lose_content(store)
+    repair(store)
+    assert findings(store) == {"content": 1}
+    ino = lookup(store, b"a/middle")[0]
+    a = lookup(store, b"a")[0]
+
+    async def mend(opened: Store) -> None:
+        if how == "deleted":
+            opened.nameless.forget(opened.tree.unlink(a, b"middle")[0])
+        else:
+            opened.contents.opened(ino, writable=True)
+            await opened.contents.truncate(ino, 0, privileged=True)
+            await opened.contents.write(ino, 0, b"anew", privileged=True)
+            opened.contents.closed(ino, writable=True)
+        await opened.sync_all()
+
+    in_store(store, mend)
+    assert findings(store) == Counter()
+
+
+def test_a_chunk_that_is_lost_keeps_its_number(store: Path) -> None:
+    with View(store) as view:
+        key = max(key for key, _ in view.overlay.scan(layout.CHUNKS, b"", b""))
+    change(store, layout.CHUNKS, key, None)
+    _edit_counters(next_chunk=1)(store)
+    repair(store)
+    with View(store) as view:
+        assert view.counters.next_chunk > layout.from_u48(key)
+
+
+def test_a_pack_that_is_lost_keeps_its_number(store: Path) -> None:
+    key = _first(store, layout.PACKS)[0]
+    _pack(store).unlink()
+    change(store, layout.PACKS, key, None)
+    _edit_counters(next_pack=1)(store)
+    repair(store)
+    with View(store) as view:
+        assert view.counters.next_pack > int.from_bytes(key, "big")
 
 
 def test_a_loop_of_directories_is_cut_and_named(store: Path) -> None:
