@@ -28,6 +28,8 @@ GIVE_WAY_S = 0.2
 """So long after the last bytes that were written somebody still writes ..."""
 GIVE_WAY_MAX_S = 5.0
 """... but each piece has its turn after so long."""
+STUCK_S = 600.0
+"""What met damage is tried again after this time, or when it has changed."""
 
 
 class Hasher:
@@ -35,6 +37,8 @@ class Hasher:
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
+        self._stuck: dict[BlobNo, tuple[float, int]] = {}
+        # What met damage: when it is tried again, and how many edits it has had.
 
     async def run(self) -> None:
         """Look for work now and then, for ever."""
@@ -55,9 +59,17 @@ class Hasher:
 
     async def _all(self, *, give_way: bool) -> int:
         done = 0
-        for blob, ino in self._contents.blobs.unhashed():
+        unhashed = self._contents.blobs.unhashed()
+        self._stuck = {blob: self._stuck[blob] for blob, _ in unhashed if blob in self._stuck}
+        for blob, ino in unhashed:
+            if give_way and self._is_stuck(blob):
+                continue
             done += await self._one(blob, ino, give_way=give_way)
         return done
+
+    def _is_stuck(self, blob: BlobNo) -> bool:
+        again, edits = self._stuck.get(blob, (0.0, 0))
+        return trio.current_time() < again and self._contents.blobs.edits(blob) == edits
 
     async def catch_up(self) -> None:
         """Return when every file has its digests, but for those that somebody writes to."""
@@ -89,6 +101,18 @@ class Hasher:
                 await trio.sleep(left)
 
     async def _one(self, blob: BlobNo, ino: Ino, *, give_way: bool) -> bool:
+        try:
+            return await self._hash(blob, ino, give_way=give_way)
+        except DaemonError:
+            raise
+        except CafsError as error:
+            text = "inode %d cannot be hashed for now: %s; what to do: %s"
+            log.warning(text, ino, error, error.advice)
+            edits = self._contents.blobs.edits(blob)
+            self._stuck[blob] = trio.current_time() + STUCK_S, edits
+            return False
+
+    async def _hash(self, blob: BlobNo, ino: Ino, *, give_way: bool) -> bool:
         edits = self._contents.blobs.edits(blob)
         if not self._settled(blob, ino, edits):
             return False
@@ -99,13 +123,7 @@ class Hasher:
                 await self._wait_for_writers()
                 if not self._settled(blob, ino, edits):
                     return False
-            try:
-                data = await self._contents.reader.read(blob, start, min(start + PIECE, size))
-            except DaemonError:
-                raise
-            except CafsError as error:
-                log.warning("inode %d cannot be hashed: %s", ino, error)
-                return False
+            data = await self._contents.reader.read(blob, start, min(start + PIECE, size))
             may_wait = self._contents.feeder.may_wait()
             await self._contents.aside.run(partial(both.update, [data], may_wait))
             if not self._settled(blob, ino, edits):

@@ -12,10 +12,10 @@ import trio
 
 from cafs import hasher, newstore
 from cafs.blobs.blobs import Digests
-from cafs.errors import IndexDamagedError
+from cafs.errors import ChunkDamagedError, IndexDamagedError
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store, open_store
-from cafs.types import ROOT, BlobNo, Ino
+from cafs.types import ROOT, Attr, BlobNo, ChunkNo, Ino
 from tests.unit.small_store import OPTIONS, PARAMS, assert_sound, noise, write
 
 
@@ -195,3 +195,86 @@ def test_two_may_hash_the_same_blob(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     newstore.create(tmp_path / "store", PARAMS)
     trio.run(hash_twice_at_once, tmp_path / "store")
     assert_sound(tmp_path / "store")
+
+
+async def meet_damage(path: Path) -> None:
+    async with open_store(path, OPTIONS) as store:
+        ino = await write_in_pieces(store)
+        ((blob, _),) = store.blobs.unhashed()
+        numbers = [ChunkNo(part.ref) for _, part in store.blobs.parts(blob, 0, 1000)]
+        tried, bad = 0, True
+        read = store.reader.read
+
+        async def damaged(of: BlobNo, start: int, end: int) -> bytes | memoryview:
+            nonlocal tried
+            tried += of == blob
+            if of == blob and bad:
+                raise ChunkDamagedError(f"chunk {numbers[0]} is damaged")
+            return await read(of, start, end)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store.reader, "read", damaged)
+            assert not await store.hasher._all(give_way=True)
+            assert not await store.hasher._all(give_way=True)
+            assert tried == 1
+            # Who asks for it has it tried at once.
+            assert not await store.hasher.once()
+            assert not await store.hasher.now(blob, ino)
+            assert tried == 3
+            patch.setattr(hasher, "STUCK_S", 0.0)
+            assert not await store.hasher.once()
+            assert not await store.hasher._all(give_way=True)
+            assert tried == 5, "its time has come"
+            patch.setattr(hasher, "STUCK_S", 600.0)
+            assert not await store.hasher.once()
+            bad = False
+            assert not await store.hasher._all(give_way=True)
+            # It may be whole again once it was written to.
+            store.contents.opened(ino, writable=True)
+            await store.contents.write(ino, 0, b"again", privileged=True)
+            await store.contents.settle(ino)
+            store.contents.closed(ino, writable=True)
+            assert await store.hasher._all(give_way=True) == 1
+        assert not store.blobs.unhashed()
+        assert not await store.hasher._all(give_way=True)
+        assert not store.hasher._stuck
+
+
+def test_what_is_damaged_is_not_read_over_and_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hasher, "PAUSE_S", 1000.0)
+    newstore.create(tmp_path / "store", PARAMS)
+    trio.run(meet_damage, tmp_path / "store")
+    assert "cannot be hashed for now: chunk 2 is damaged; what to do: " in caplog.text
+
+
+async def meet_a_damaged_inode(path: Path) -> None:
+    async with open_store(path, OPTIONS) as store:
+        await write_in_pieces(store)
+        good = await write(store, ROOT, b"good", noise(2, 1000))
+        store.contents.opened(good, writable=True)
+        await store.contents.write(good, 0, b"x", privileged=True)
+        await store.contents.settle(good)
+        store.contents.closed(good, writable=True)
+        (_, bad), (_, last) = store.blobs.unhashed()
+        assert last == good
+        find = store.tree.inodes.find
+
+        def damaged(ino: Ino) -> Attr | None:
+            if ino == bad:
+                raise IndexDamagedError("a bad page")
+            return find(ino)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store.tree.inodes, "find", damaged)
+            assert await store.hasher._all(give_way=True) == 1
+        assert [ino for _, ino in store.blobs.unhashed()] == [bad]
+
+
+def test_one_that_is_damaged_does_not_keep_others_from_their_digests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hasher, "PAUSE_S", 1000.0)
+    newstore.create(tmp_path / "store", PARAMS)
+    trio.run(meet_a_damaged_inode, tmp_path / "store")
