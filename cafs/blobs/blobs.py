@@ -71,16 +71,33 @@ class Blobs:
         return layout.unpack_blob(value)
 
     def find(self, sha256: bytes) -> BlobNo:
-        """The blob with this SHA-256, or NO_BLOB."""
+        """The blob with this SHA-256, or NO_BLOB: also if there are only such as cannot be read.
+
+        Nothing is shared with these.  The same content, written again, gets a sound one.
+        """
         recent = self.recent.get(sha256)
         if recent is not None:
             return recent
         (numbers,) = self.overlay.committed_numbers(layout.BLOB_SHA256, [sha256])
-        for number in numbers:
-            value = self.overlay.get(layout.BLOBS, layout.u48(number))
-            if value is not None and layout.unpack_blob(value).sha256 == sha256:
-                return BlobNo(number)
+        for number in map(BlobNo, numbers):
+            try:
+                if self._has(number, sha256):
+                    return number
+            except IndexDamagedError as error:
+                log.debug("blob %d is passed over: %s", number, error)
         return NO_BLOB
+
+    def _has(self, number: BlobNo, sha256: bytes) -> bool:
+        value = self.overlay.get(layout.BLOBS, layout.u48(number))
+        if value is None:
+            return False
+        record = layout.unpack_blob(value)
+        if record.sha256 != sha256:
+            return False
+        if record.flags & BLOB_ROWS:
+            # Each is checked.
+            self.rows.first(number)
+        return True
 
     def hole_bytes(self, number: BlobNo) -> int:
         """Bytes of a blob that are stored nowhere.

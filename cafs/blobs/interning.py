@@ -137,6 +137,7 @@ class Interning:
         keys = [layout.u48(number) for number in numbers]
         values = self._overlay.get_anywhere(layout.CHUNKS, keys)
         for (digest, number), value in zip(pairs, values, strict=True):
+            # With one that cannot be read nothing is shared: the same bytes get a sound one.
             if value is not None and value.startswith(digest):
                 damaged = layout.unpack_chunk(value).extent.damaged
                 (found.damaged if damaged else found.numbers)[digest] = number
@@ -211,17 +212,6 @@ class Interning:
             for digest, numbers in zip(digests, found, strict=True)
             for number in numbers
         ]
-
-    def _committed(self, digests: Iterable[bytes]) -> dict[bytes, ChunkNo]:
-        """Those of the digests that the newest commit knows."""
-        pairs = self._candidates(digests)
-        keys = [layout.u48(number) for _, number in pairs]
-        values = self._overlay.get_anywhere(layout.CHUNKS, keys)
-        return {
-            digest: number
-            for (digest, number), value in zip(pairs, values, strict=True)
-            if value is not None and value.startswith(digest)
-        }
 
     def _pin(self, numbers: Iterable[ChunkNo]) -> None:
         self._pins.update(numbers)

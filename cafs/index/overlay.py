@@ -8,6 +8,7 @@ to disk), LMDB.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from cafs.index import layout
 from cafs.index.env import Environment, bad_value, checked, damaged
 from cafs.index.pending import Pending
 from cafs.types import Generation, Ino
+
+log = logging.getLogger(__name__)
 
 Layer = list[dict[bytes, "bytes | None"]]
 """One dict a database; None says that the key was deleted."""
@@ -108,7 +111,8 @@ class Overlay:
     # loop next pauses.  So what threads ask for is asked in as few calls as there can be.
 
     def get_anywhere(self, database: int, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As get() for each of the keys, for a thread other than the owner.
+        """As get() for each of the keys, for a thread other than the owner; None also for a value
+        that is damaged.
 
         Looks at the layers first and only then begins a transaction: a commit that empties a
         layer in between is in that transaction.
@@ -119,10 +123,17 @@ class Overlay:
                 with self._env.begin() as txn:
                     for at, value in enumerate(values):
                         if value is _MISSING:
-                            values[at] = self._env.get(txn, database, keys[at])
+                            values[at] = self._readable(txn, database, keys[at])
             except lmdb.Error as error:
                 raise damaged(database, error) from error
         return values
+
+    def _readable(self, txn: lmdb.Transaction[bytes], database: int, key: bytes) -> bytes | None:
+        try:
+            return self._env.get(txn, database, key)
+        except IndexDamagedError as error:
+            log.debug("passed over: %s", error)
+            return None
 
     def _above(self, database: int, key: bytes) -> object:
         for layer in (self._active, self._frozen):

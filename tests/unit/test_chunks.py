@@ -167,10 +167,9 @@ def test_a_chunk_that_was_stored_twice_is_found_in_both_places(
     served: StoreThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def play(store: Store) -> None:
-        nothing: dict[bytes, ChunkNo] = {}
         for _ in range(2):
             with monkeypatch.context() as forgetful:
-                forgetful.setattr(store.chunks, "_committed", lambda _digests: nothing)
+                forgetful.setattr(store.chunks, "_take_committed", lambda _digests, _found: None)
                 numbers, stored = intern(store, [b"one"])
             assert stored == [b"one"]
             store.chunks.count(numbers)
@@ -182,6 +181,8 @@ def test_a_chunk_that_was_stored_twice_is_found_in_both_places(
             number = ChunkNo(layout.from_u48(key))
             assert store.chunks.at(digest(b"one"), extent.pack, extent.offset) == (number, extent)
             assert store.chunks.at(digest(b"one"), extent.pack, extent.offset + 1) is None
+
+    served.run(play)
 
 
 class Gate:
