@@ -17,6 +17,7 @@ from collections import deque
 from itertools import islice
 from typing import Final
 
+from cafs.archives.segments import LeftError
 from cafs.blobs import codec, recipe
 from cafs.blobs.ingest import Ingest, Pieces, Slice
 from cafs.blobs.recipe import Part
@@ -24,6 +25,8 @@ from cafs.types import ChunkNo
 
 GATHERED: Final = 64 << 10
 """Bytes of headers in one chunk: a read of a single header decodes all of it."""
+WAITING_MAX: Final = 200_000
+"""Stretches that wait in memory behind a place that is open: some hundred bytes each."""
 BATCH: Final = 1 << 20
 """Bytes that are hashed, compressed and stored at once."""
 
@@ -49,6 +52,8 @@ class InnerWriter:
         """What is in order; empty where it is not stored yet."""
         self._taken = 0
         """Slots that were in front of them."""
+        self._open: list[int] = []
+        """Places that were reserved and are not filled yet, in order."""
         self._ready: list[Part] = []
         self._gathered = bytearray()
         self._spots: list[_Spot] = []
@@ -95,9 +100,15 @@ class InnerWriter:
         self._border = True
 
     def reserve(self) -> int:
-        """A place in the order, behind all that came in, for parts that are known later."""
+        """A place in the order, behind all that came in, for parts that are known later.
+
+        Until it is filled nothing behind it can be taken: when that is too much, what comes in
+        raises LeftError.
+        """
         self._end_member()
-        return self._slot()
+        place = self._slot()
+        self._open.append(place)
+        return place
 
     def fill(self, place: int, parts: list[Part]) -> None:
         """The parts that belong in a reserved place, which are not of bytes that came in.
@@ -105,6 +116,7 @@ class InnerWriter:
         What came in behind it lies further behind by so much, and so does what made parts there
         are made of.
         """
+        self._open.remove(place)
         length = recipe.total_length(parts)
         self.size += length
         # From the end on: what is in front of the place may be long.
@@ -166,6 +178,8 @@ class InnerWriter:
         self._ingest.chunks.unpin(recipe.chunk_refs(parts))
 
     def _slot(self) -> int:
+        if self._open and self._taken + len(self._slots) - self._open[0] > WAITING_MAX:
+            raise LeftError("too many files in a member")
         self._slots.append([])
         return self._taken + len(self._slots) - 1
 

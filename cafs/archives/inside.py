@@ -43,7 +43,7 @@ class Inside:
         """*depth_max*: what lies so deep is still taken apart; 1 for members of the archive."""
         self._depth_max = depth_max
         self.tried = 0
-        """How deep something came out that an engine makes."""
+        """How deep there was something that may have been an archive."""
         self._zlib = [each for each in engines if each.kind == zlib_engine.KIND]
         self._programs = [each for each in engines if each.kind == gnu_gzip.KIND]
         self._zip = Trials(seen.zip)
@@ -65,17 +65,16 @@ class Inside:
         if depth > self._depth_max:
             return None
 
-        def check(raw: int) -> None:
-            self.tried = max(self.tried, depth)
-            room.check(raw)
-
-        room_here = room._replace(check=check)
         within = partial(self.takes, depth=depth + 1)
+        found: NestedFile[Any] | None = None
         if head.startswith(zip_format.MAGIC) and self._zlib:
-            return NestedZip(inner, self._of_zip, room_here, within)
-        if head.startswith(gzip_format.MAGIC) and self._misses < MISSES_MAX:
-            return NestedGzip(inner, self._of_gzip, room_here, within)
-        return None
+            found = NestedZip(inner, self._of_zip, room, within)
+        elif head.startswith(gzip_format.MAGIC) and self._misses < MISSES_MAX:
+            found = NestedGzip(inner, self._of_gzip, room, within)
+        if found is not None:
+            # Also one of stored files only may be too much.
+            self.tried = max(self.tried, depth)
+        return found
 
     def _of_zip(self, sample: Sample) -> list[Guess]:
         return self._zip.guesses(sample, self._zlib)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cafs.archive_options import ArchiveOptions
-from cafs.archives import gzip_pass, take_apart
+from cafs.archives import gzip_pass, inner, take_apart
 from cafs.archives.engine import Engine
 from cafs.archives.inner import InnerWriter
 from cafs.archives.nested import Nested
@@ -149,6 +149,43 @@ def test_the_first_members_are_made_and_the_rest_lies(
             await age(store, ino)
             assert made_in(store, ino) == 7
             assert await content(store, ino) == archive
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
+def stored(raw: bytes) -> bytes:
+    """A member that is stored as it is."""
+    crc = zlib.crc32(raw)
+    fields = (b"PK\3\4", 20, 0, 0, 0, 0, crc, len(raw), len(raw), 1, 0)
+    return struct.pack("<4s5H3L2H", *fields) + b"m" + raw
+
+
+def test_what_waits_for_a_member_to_end_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of very many short files in a zip in a zip is parts of a recipe in the making."""
+    monkeypatch.setattr(inner, "WAITING_MAX", 2_000)
+    words = [noise(n, 129) for n in range(8)]
+    many = b"".join(stored(words[n % 8]) for n in range(5_000))
+    archive = gzipped(tar({"a.jar": member(many), "b.jar": member(TEXT[:90_000])}))
+    waiting: list[int] = []
+    slot = InnerWriter._slot
+
+    def seen(writer: InnerWriter) -> int:
+        waiting.append(len(writer._slots))
+        return slot(writer)
+
+    monkeypatch.setattr(InnerWriter, "_slot", seen)
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"cache", archive)
+            await age(store, ino)
+            assert 1_000 < max(waiting) < 3_000
+            assert made_in(store, ino) == 2, "the zip is, and its zip lies in it"
+            assert await content(store, ino) == archive
+            assert not store.chunks._pins
 
     trio.run(main)
     assert not findings(tmp_path / "store")
