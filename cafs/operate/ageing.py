@@ -274,12 +274,31 @@ class Ageing:
             return False
         if job.used_too or job.below is not None:
             return True
-        # Access times are a day behind, and this was a while ago.
-        ripe = self._store.clock.now_ns() - int(self._options.age_after * 1e9)
-        if max(self._store.accesses.last_seen(each.ino), each.last_used_ns) > ripe:
+        if self._is_used(each):
             job.report.in_use_count += 1
             return False
         return True
+
+    def _is_used(self, each: Candidate) -> bool:
+        """Whether somebody has used it meanwhile: access times are a day behind, and the search
+        was a while ago."""
+        store = self._store
+        ripe = store.clock.now_ns() - int(self._options.age_after * 1e9)
+        there = 0
+        try:
+            for ino in each.inos:
+                attr = store.tree.inodes.find(ino)
+                if attr is None or attr.blob != each.blob:
+                    continue
+                there += 1
+                last = max(attr.atime_ns, attr.mtime_ns, attr.ctime_ns)
+                if max(last, store.accesses.last_seen(ino)) > ripe:
+                    return True
+            # Else another file has come to have it: a copy, or an upload of the same.
+            return store.blobs.get(each.blob).refs > there + each.nameless
+        except CafsError:
+            # What is damaged has its turn when it is whole again.
+            return True
 
     async def _one(self, job: Job, each: Candidate) -> None:
         """Try one archive."""

@@ -75,14 +75,21 @@ class Candidate(NamedTuple):
     """A blob that is worth a try; or one that is aged, if that was asked for."""
 
     blob: BlobNo
-    ino: Ino
-    """One of the inodes that have it."""
+    inos: tuple[Ino, ...]
+    """The inodes that have it; with a path, those that it leads to."""
     kind: str
     """GZIP, ZIP, or AGED."""
     size: int
     last_used_ns: int
     expected: int
     """Bytes that taking it apart is expected to gain."""
+    nameless: int = 0
+    """How many inodes have it besides, which have no name any more."""
+
+    @property
+    def ino(self) -> Ino:
+        """One of the inodes."""
+        return self.inos[0]
 
 
 class Found(NamedTuple):
@@ -113,6 +120,10 @@ class _Use(NamedTuple):
     ino: Ino
     used_ns: int
     others: tuple[Ino, ...] = ()
+
+    @property
+    def inos(self) -> tuple[Ino, ...]:
+        return (self.ino, *self.others)
 
 
 class Search:
@@ -146,6 +157,7 @@ class Search:
         for looked, blob in enumerate(order, 1):  # noqa: B007
             try:
                 kind = kind_of(head_of(self._view, blob))
+                refs = self._view.blobs.get(blob).refs
             except (DamagedError, OSError):
                 # Whoever reads it says what is wrong; a try would come to nothing.
                 self._passed.add(blob, DAMAGED)
@@ -158,8 +170,9 @@ class Search:
                 kept += 1
             else:
                 expected = int(sizes[blob] * self._rules.gains.get(kind, 0.0))
+                nameless = refs - len(use.inos)
                 candidates.append(
-                    Candidate(blob, use.ino, kind, sizes[blob], use.used_ns, expected)
+                    Candidate(blob, use.inos, kind, sizes[blob], use.used_ns, expected, nameless)
                 )
             if len(candidates) >= self._rules.limit or len(strangers) >= STRANGERS_MAX:
                 break
@@ -186,7 +199,7 @@ class Search:
 
     def _found_aged(self, sizes: Mapping[BlobNo, int], uses: Mapping[BlobNo, _Use]) -> Found:
         found = [
-            Candidate(blob, use.ino, AGED, sizes[blob], use.used_ns, 0)
+            Candidate(blob, use.inos, AGED, sizes[blob], use.used_ns, 0)
             for blob, use in ((blob, uses[blob]) for blob in self._left(sizes, uses))
         ]
         more = len(found) > self._rules.limit
@@ -292,7 +305,7 @@ class Search:
     def _parents(self, uses: Mapping[BlobNo, _Use]) -> tuple[dict[Ino, list[Ino]], dict[Ino, Ino]]:
         """Directories of the inodes in question; and directories with two-letter names, each
         with the one that it lies in."""
-        wanted = {ino for use in uses.values() for ino in (use.ino, *use.others)}
+        wanted = {ino for use in uses.values() for ino in use.inos}
         parents: dict[Ino, list[Ino]] = {}
         short: dict[Ino, Ino] = {}
         for key, value in self._view.overlay.scan(layout.ENTRIES, b"", b""):
@@ -307,7 +320,7 @@ class Search:
     def _is_newest(
         self, use: _Use, parents: Mapping[Ino, list[Ino]], partitions: Mapping[Ino, Ino]
     ) -> bool:
-        for ino in (use.ino, *use.others):
+        for ino in use.inos:
             for directory in parents.get(ino, ()):
                 # In a partition directory (ab/cd) nothing belongs together.
                 if directory in partitions:
@@ -357,7 +370,9 @@ async def search(store: Path, rules: Rules) -> Found:
         said = lines[-1] if lines else f"exit code {done.returncode}"
         raise DaemonError(f"cannot look for archives: {said}", advice=f"run: cafs check {store}")
     answer: dict[str, Any] = json.loads(done.stdout)
-    candidates = [Candidate(*each) for each in answer.pop("candidates")]
+    candidates = [
+        Candidate(blob, tuple(inos), *rest) for blob, inos, *rest in answer.pop("candidates")
+    ]
     # JSON knows keys that are text only.
     samples = {int(number): blobs for number, blobs in answer.pop("samples").items()}
     reached = answer.pop("reached")

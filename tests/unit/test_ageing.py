@@ -26,7 +26,7 @@ from cafs.operate import ageing, ageing_state, candidates
 from cafs.operate.ageing import Ageing
 from cafs.operate.ageing_job import REASONS_MAX, Job, Report, count_reason
 from cafs.operate.ageing_state import FILE, PRIOR_BYTES, State
-from cafs.operate.candidates import GAIN_FIRST
+from cafs.operate.candidates import GAIN_FIRST, Found, Rules
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
 from cafs.types import ROOT, BlobNo, Ino
@@ -118,6 +118,42 @@ def test_a_read_that_no_access_time_shows_counts(tmp_path: Path) -> None:
         assert not is_aged(store, ino)
         await alone(store).now(Job(used_too=True))
         assert is_aged(store, ino)
+
+    in_store(tmp_path, work, ArchiveOptions(age_min_size=1024, age_after=86400.0))
+
+
+@pytest.mark.parametrize("since", ["nothing", "read", "read by another name", "written again"])
+def test_what_is_used_after_the_search_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
+    """A pass may take hours, and content may have any number of files."""
+    right = candidates.search
+
+    async def work(store: Store) -> None:
+        one = await put(store, b"one", SMALL)
+        above = store.tree.create(ROOT, b"d", stat.S_IFDIR | 0o755, 0, 0)
+        two = await write(store, above, b"two", SMALL)
+        await store.contents.finished(two)
+        assert blob_of(store, one) == blob_of(store, two)
+        used(store, one, 2)
+        used(store, two, 3)
+
+        async def and_then(path: Path, rules: Rules) -> Found:
+            found = await right(path, rules)
+            assert len(found.candidates) == 1
+            if since == "read":
+                store.accesses.note(one)
+            elif since == "read by another name":
+                attr = store.tree.inodes.get(two)
+                store.tree.inodes.put(two, attr._replace(atime_ns=store.clock.now_ns()))
+            elif since == "written again":
+                await put(store, b"three", SMALL)
+            return found
+
+        monkeypatch.setattr(candidates, "search", and_then)
+        report = await alone(store).now(Job())
+        assert is_aged(store, one) == (since == "nothing")
+        assert report.in_use_count == (since != "nothing")
 
     in_store(tmp_path, work, ArchiveOptions(age_min_size=1024, age_after=86400.0))
 
