@@ -2,7 +2,8 @@
 
 An invalidation waits for locks that a request to us may hold, so it is made in a thread while
 the event loop goes on answering.  Invariant: when :func:`invalidate` returns, the kernel asks
-for what has changed, and does not answer from memory.
+for what has changed, and does not answer from memory; but when the mount is about to go, nothing
+is told any more.
 """
 
 from __future__ import annotations
@@ -32,17 +33,40 @@ class Invalidator:
         self._known = known
         self._crowd = trio.CapacityLimiter(THREADS_MAX)
         self._limit = RateLimit()
+        self.telling = 0
+        """How many are being told of something."""
+        self._at_rest = trio.lowlevel.ParkingLot()
+        self._ended = False
 
     async def tell(self, changes: Sequence[Change]) -> None:
         """A listener for cafs.notices; not cancelled half-way."""
+        if self._ended:
+            return
         changes = [change for change in changes if self._known.may_show(change)]
         if not changes:
             return
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._tell, changes, limiter=self._crowd)
+        self.telling += 1
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._tell, changes, limiter=self._crowd)
+        finally:
+            self.telling -= 1
+            if not self.telling:
+                self._at_rest.unpark_all()
+
+    def end(self) -> None:
+        """The mount goes: nothing is told from now on."""
+        self._ended = True
+
+    async def rest(self) -> None:
+        """Return when nobody is being told; after end() that lasts."""
+        while self.telling:
+            await self._at_rest.park()
 
     def _tell(self, changes: Sequence[Change]) -> None:
         for change in changes:
+            if self._ended:
+                return
             try:
                 if isinstance(change, EntryChanged):
                     pyfuse3.invalidate_entry(change.parent, change.name)

@@ -6,7 +6,6 @@ import errno
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from cafs.errors import MountError, first_foreseen
 from cafs.mount import mountpoint as where
 from cafs.mount.control import ControlServer, ControlSocket
 from cafs.mount.damage import DamageReporter
+from cafs.mount.ending import Signals, end_in_order, end_of_answers
 from cafs.mount.farewell import Farewell
 from cafs.mount.handlers import Handlers
 from cafs.mount.invalidate import Invalidator
@@ -38,7 +38,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 Beside = Callable[..., Awaitable[None]]
 """What serves the same store in the same event loop: called with the store and ``task_status``
-(trio.Nursery.start), and cancelled when the mount is gone."""
+(trio.Nursery.start), and cancelled when the mount is to end, or gone."""
 
 
 def run(
@@ -51,17 +51,20 @@ def run(
 ) -> None:
     """Serve *store* on *mountpoint* until it is unmounted; then commit and return.
 
-    Calls *ready* once, when the mount answers and all that is *beside* it has started.  SIGTERM
-    and SIGINT unmount.  Raises StoreError, MountError and their kin if it does not come to that,
-    and MountError after the commit if the kernel cut the connection and left a dead mount.
+    Calls *ready* once, when the mount answers and all that is *beside* it has started.  SIGTERM,
+    SIGINT and SIGHUP unmount, and none of them cuts the final commit short.  Raises StoreError,
+    MountError and their kin if it does not come to that, and MountError after the commit if the
+    kernel cut the connection and left a dead mount.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(50_000, 20, 50)
     tune_allocator()
     logging.getLogger("pyfuse3").addFilter(_quiet_aborted_requests)
-    with Farewell() as farewell:
+    with Signals() as signals, Farewell() as farewell:
         try:
-            serve = partial(_serve, store, mountpoint, options, ready, beside, archives, farewell)
+            serve = partial(
+                _serve, store, mountpoint, options, ready, beside, archives, farewell, signals
+            )
             left = trio.run(serve)
         except BaseExceptionGroup as group:
             raise first_foreseen(group) from group
@@ -88,10 +91,12 @@ async def _serve(
     beside: Sequence[Beside],
     archives: ArchiveOptions,
     farewell: Farewell,
+    signals: Signals,
 ) -> where.Mount | None:
     """The mount, if it is still there because the connection was cut."""
     async with open_store(path, options, mountpoint, archives=archives) as store:
         damage, known = DamageReporter(store), Known(store.tree)
+        invalidator = Invalidator(known)
         handlers = Handlers(store, damage, known)
         # Before anybody can see the mount.
         with ControlSocket(path) as control:
@@ -101,13 +106,20 @@ async def _serve(
                 raise MountError(f"cannot mount on {mountpoint}: {error}") from error
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_terminate_on_signal)
+                    serving = trio.CancelScope()
+                    signals.arm(serving)
                     nursery.start_soon(store.keep, partial(give_back_when_idle, store))
                     nursery.start_soon(store.keep, damage.run)
-                    attend = partial(_attend, store, control, damage, known, mountpoint, farewell)
-                    nursery.start_soon(attend, options, ready, beside, nursery)
-                    with requests_at_once():
-                        await _answer_requests()
+                    attend = partial(
+                        _attend, store, control, damage, invalidator, mountpoint, farewell
+                    )
+                    attend = partial(attend, options, ready, beside, nursery)
+                    nursery.start_soon(_attend_until, serving, invalidator, attend)
+                    try:
+                        with requests_at_once():
+                            await _answer_requests()
+                    finally:
+                        end_of_answers(invalidator, path, mountpoint)
                     nursery.cancel_scope.cancel()
             finally:
                 pyfuse3.close(unmount=True)
@@ -125,11 +137,20 @@ async def _answer_requests() -> None:
         log.info("the kernel closed the connection while it was read from")
 
 
+async def _attend_until(
+    serving: trio.CancelScope, invalidator: Invalidator, attend: Callable[[], Awaitable[None]]
+) -> None:
+    with serving:
+        await attend()
+    # Requests are still answered: that is what those who end here may wait for.
+    await end_in_order(invalidator)
+
+
 async def _attend(
     store: Store,
     control: ControlSocket,
     damage: DamageReporter,
-    known: Known,
+    invalidator: Invalidator,
     mountpoint: Path,
     farewell: Farewell,
     options: MountOptions,
@@ -149,21 +170,17 @@ async def _attend(
     nursery.start_soon(server.run, control)
     for work in (server.sweeper, server.compactor, server.copier, server.ageing):
         nursery.start_soon(store.keep, work.run)
-    store.notices.register(Invalidator(known).tell)
+    store.notices.register(invalidator.tell)
     store.notices.register_for_damage(damage.notice)
-    for task in beside:
-        await nursery.start(task, store)
-    log.info("mounted %s on %s", store.path, mountpoint)
-    ready()
+    async with trio.open_nursery() as guests:
+        for task in beside:
+            await guests.start(task, store)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        log.info("mounted %s on %s", store.path, mountpoint)
+        ready()
+        await trio.sleep_forever()
 
 
 def _quiet_aborted_requests(record: logging.LogRecord) -> bool:
     """pyfuse3 logs an error when nobody waits for an answer any more (a killed caller)."""
     return os.strerror(errno.ENOENT) not in record.getMessage()
-
-
-async def _terminate_on_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            pyfuse3.terminate()
