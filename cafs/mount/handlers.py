@@ -19,6 +19,8 @@ from pyfuse3 import FUSEError, RequestContext
 from cafs.errors import CafsError, FsError, ReadOnlyError
 from cafs.latency import READ
 from cafs.mount.damage import DamageReporter
+from cafs.mount.directory_handlers import DirectoryHandlers
+from cafs.mount.invalidate import Invalidator
 from cafs.mount.known import Known
 from cafs.mount.translate import (
     BLOCK_SIZE,
@@ -26,10 +28,9 @@ from cafs.mount.translate import (
     entry_once,
     handler,
     no_entry,
-    unknown,
     wanted,
 )
-from cafs.mount.xattr_handlers import XattrHandlers
+from cafs.notices import Change, EntryChanged, InodeChanged
 from cafs.store import Store
 from cafs.tree import permissions, sizes
 from cafs.tree.permissions import ACCESS
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 BYTES_PER_INODE = 512
 """What an inode with its name takes of the index, about: the basis of df -i."""
-DOT, DOT_DOT = 1, 2
 
 
 class OpenFile(NamedTuple):
@@ -54,18 +54,17 @@ class OpenFile(NamedTuple):
     """Opened with O_NOATIME: its reads leave no trace."""
 
 
-class Handlers(XattrHandlers):
+class Handlers(DirectoryHandlers):
     """The requests of one mount."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, store: Store, damage: DamageReporter, known: Known) -> None:
-        super().__init__(store)
-        self._known = known
-        self._damage = damage
-        self._contents = store.contents
-        self._accessed = store.accesses.note
+    def __init__(
+        self, store: Store, damage: DamageReporter, known: Known, invalidator: Invalidator
+    ) -> None:
+        super().__init__(store, damage, known)
+        self._invalidator = invalidator
         self._clock, self._latency = store.clock, store.latency
         self._files: dict[int, OpenFile] = {}
         self._next_handle = 1
@@ -254,8 +253,18 @@ class Handlers(XattrHandlers):
             if ino is None:
                 raise FsError(errno.ENOENT)
             await self._contents.settle(ino)
-        self._tree.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
-        await self._store.commit()
+        old, new = Ino(parent_inode_old), Ino(parent_inode_new)
+        replaced = self._tree.lookup(new, name_new)
+        self._tree.rename(old, name_old, new, name_new, flags)
+        try:
+            await self._store.commit()
+        except CafsError:
+            # It has happened all the same, and the kernel goes by what it is told here.
+            changes: list[Change] = [EntryChanged(old, name_old), EntryChanged(new, name_new)]
+            inodes = {old, new, *moved, replaced}
+            changes += [InodeChanged(ino) for ino in inodes if ino is not None]
+            self._invalidator.tell_soon(changes)
+            raise
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """The kernel lets go of inodes: those without a name go.
@@ -268,50 +277,6 @@ class Handlers(XattrHandlers):
                 self._store.nameless.forget(Ino(ino))
             except Exception:
                 log.exception("defect in forget: inode %d stays until the next start", ino)
-
-    # -- directories -------------------------------------------------------------------------
-
-    @handler
-    async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        """A directory's handle is its inode number: a listing has no state of its own."""
-        self._known.asked(inode)
-        self._tree.inodes.get(Ino(inode))
-        return inode
-
-    @handler
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """List a directory from a cookie on, with attributes."""
-        directory = Ino(fh)
-        attr = self._contents.attr(directory)
-        self._accessed(directory)
-        reply = pyfuse3.readdir_reply
-        if start_id < DOT and not reply(token, b".", entry(directory, attr), DOT):
-            return
-        if start_id < DOT_DOT:
-            parent = Ino(attr.aux)
-            if not reply(token, b"..", entry(parent, self._contents.attr(parent)), DOT_DOT):
-                return
-        get, told = self._contents.attr, self._known.told
-        for found in self._tree.listing(directory, max(start_id, DOT_DOT)):
-            try:
-                attributes = entry(found.ino, get(found.ino))
-            except CafsError as error:
-                # One bad record must not take the whole directory with it: the name is
-                # listed, and looking at it says what is wrong.
-                self._damage.notice("readdir", found.ino, error)
-                attributes = unknown(found.ino, found.type)
-            if not reply(token, found.name, attributes, found.cookie):
-                return
-            told(found.ino, attributes.st_mode)
-
-    @handler
-    async def releasedir(self, fh: int) -> None:
-        """Nothing was held."""
-
-    @handler
-    async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        """All that is in the tree is on disk when this returns."""
-        await self._store.commit()
 
     # -- files -------------------------------------------------------------------------------
 

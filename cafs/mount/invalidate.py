@@ -37,6 +37,8 @@ class Invalidator:
         """How many are being told of something."""
         self._at_rest = trio.lowlevel.ParkingLot()
         self._ended = False
+        self._soon: list[Change] = []
+        self._wake = trio.Event()
 
     async def tell(self, changes: Sequence[Change]) -> None:
         """A listener for cafs.notices; not cancelled half-way."""
@@ -53,6 +55,19 @@ class Invalidator:
             self.telling -= 1
             if not self.telling:
                 self._at_rest.unpark_all()
+
+    def tell_soon(self, changes: Sequence[Change]) -> None:
+        """From within a request: it may hold what telling has to wait for."""
+        self._soon += changes
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Tell what is to be told soon, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            changes, self._soon = self._soon, []
+            await self.tell(changes)
 
     def end(self) -> None:
         """The mount goes: nothing is told from now on."""

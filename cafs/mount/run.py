@@ -97,7 +97,7 @@ async def _serve(
     async with open_store(path, options, mountpoint, archives=archives) as store:
         damage, known = DamageReporter(store), Known(store.tree)
         invalidator = Invalidator(known)
-        handlers = Handlers(store, damage, known)
+        handlers = Handlers(store, damage, known, invalidator)
         # Before anybody can see the mount.
         with ControlSocket(path) as control:
             try:
@@ -110,6 +110,7 @@ async def _serve(
                     signals.arm(serving)
                     nursery.start_soon(store.keep, partial(give_back_when_idle, store))
                     nursery.start_soon(store.keep, damage.run)
+                    nursery.start_soon(store.keep, invalidator.run)
                     attend = partial(
                         _attend, store, control, damage, invalidator, mountpoint, farewell
                     )

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +17,7 @@ from tests.conftest import ROOT
 from tests.fault.smalldisk import wait_until
 from tests.lifecycle.test_lifecycle import Place, pytestmark
 from tests.lifecycle.test_lifecycle import place as place
+from tests.lifecycle.test_unmount import writer_of
 
 assert pytestmark
 
@@ -25,7 +25,6 @@ assert pytestmark
 # kernel of a change; then nobody answers any more.
 _CRASH = """
 import sys
-from pathlib import Path
 import trio
 from cafs.mount.handlers import Handlers
 from cafs.notices import EntryChanged
@@ -52,14 +51,6 @@ def _pid(place: Place, *flags: str) -> int:
     pid = place.up(*flags)["pid"]
     assert isinstance(pid, int)
     return pid
-
-
-def _writer_of(pid: int) -> int:
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            if b"cafs.index.writer" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    raise AssertionError(f"process {pid} has no index writer")
 
 
 def test_an_upload_into_a_directory_that_is_worked_in_does_not_hang_the_end(place: Place) -> None:
@@ -116,7 +107,7 @@ def test_a_main_loop_that_dies_hangs_nobody(place: Place) -> None:
 def test_a_second_signal_does_not_cut_the_final_commit_short(place: Place, how: str) -> None:
     pid = _pid(place, "--commit-interval", "1min")
     (place.mountpoint / "file").write_text("content")
-    writer = _writer_of(pid)
+    writer = writer_of(pid)
     os.kill(writer, signal.SIGSTOP)
     try:
         if how == "signal":

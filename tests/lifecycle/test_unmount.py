@@ -31,7 +31,7 @@ def _synced(path: Path, content: str) -> None:
         os.fsync(file.fileno())
 
 
-def _writer_of(pid: int) -> int:
+def writer_of(pid: int) -> int:
     """The child of a daemon that writes its index."""
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in children.read_text().split():
@@ -40,7 +40,7 @@ def _writer_of(pid: int) -> int:
     raise AssertionError(f"process {pid} has no index writer")
 
 
-def _limit(writer: int, size: int) -> int:
+def limit(writer: int, size: int) -> int:
     """Let the index end there; where it might end before."""
     soft, hard = resource.prlimit(writer, resource.RLIMIT_FSIZE)
     resource.prlimit(writer, resource.RLIMIT_FSIZE, (size, hard))
@@ -60,11 +60,11 @@ def test_what_gathered_behind_a_failed_commit_is_there_after_an_unmount(place: P
     pid = place.up("--commit-interval", "1min")["pid"]
     assert isinstance(pid, int)
     _synced(place.mountpoint / "first", "a")
-    writer = _writer_of(pid)
-    unlimited = _limit(writer, 4096)
+    writer = writer_of(pid)
+    unlimited = limit(writer, 4096)
     with pytest.raises(OSError, match=r"Input/output error|No space"):
         _synced(place.mountpoint / "second", "b")
-    _limit(writer, unlimited)
+    limit(writer, unlimited)
     (place.mountpoint / "third").write_text("c")
     (place.mountpoint / "dir").mkdir()
     (place.mountpoint / "dir" / "fourth").write_text("d")
@@ -80,7 +80,7 @@ def test_a_final_commit_that_fails_is_said_with_what_was_lost(place: Place) -> N
     assert isinstance(pid, int)
     _synced(place.mountpoint / "kept", "a")
     (place.mountpoint / "lost").write_text("b")
-    _limit(_writer_of(pid), 4096)
+    limit(writer_of(pid), 4096)
     done = place.run("umount", place.mountpoint)
     assert done.returncode in (9, 11), done.stderr
     assert "on disk" not in done.stdout
@@ -96,7 +96,7 @@ def test_a_daemon_that_is_killed_while_it_commits_is_no_success(place: Place) ->
     pid = place.up("--commit-interval", "1min")["pid"]
     assert isinstance(pid, int)
     (place.mountpoint / "file").write_text("content")
-    writer = _writer_of(pid)
+    writer = writer_of(pid)
     os.kill(writer, signal.SIGSTOP)
     try:
         with subprocess.Popen(
