@@ -61,6 +61,8 @@ def test_it_is_stored_anew(
         ino = store.tree.lookup(ROOT, b"again")
         assert ino is not None
         await store.hasher.catch_up()
+        record = store.blobs.get(store.tree.inodes.get(ino).blob)
+        assert not record.flags & layout.BLOB_UNHASHED
         return await store.contents.read(ino, 0, len(content) + 1)
 
     in_store(path, again)
