@@ -5,8 +5,11 @@ Belongs to the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Final
+
+import trio
 
 from cafs.archives import zip_format
 from cafs.archives.engine import Engine
@@ -18,11 +21,17 @@ from cafs.archives.inside import Inside, NestedSeen
 from cafs.archives.nested_file import STAND_INS
 from cafs.archives.segments import Bounds, LeftError
 from cafs.archives.trial import Guess, Sample, Seen, Trials
-from cafs.archives.zip_pass import MEMBERS_MAX, ZipPass
+from cafs.archives.zip_format import Member
+from cafs.archives.zip_pass import ZipPass
 from cafs.blobs import recipe
 from cafs.blobs.recipe import Part
 from cafs.errors import EngineError
 from cafs.workers import Workers
+
+PIECE: Final = 256 << 10
+"""Bytes of a zip's directory that are read at once."""
+AHEAD: Final = 64 << 10
+"""Bytes that are read for a header in a zip: with it come those of short members behind it."""
 
 Pass = GzipPass | ZipPass
 Read = Callable[[int, int], Awaitable[bytes | memoryview]]
@@ -57,20 +66,17 @@ class Passes:
     ) -> ZipPass:
         """For a zip.  Raises LeftError, EngineError; what *read* raises."""
         engines = self._ready()
-        scan = zip_format.scan(size)
-        try:
-            wanted = next(scan)
-            while True:
-                offset, length = wanted
-                wanted = scan.send(bytes(await read(offset, offset + length)))
-        except StopIteration as found:
-            members = found.value.members
-            reason = found.value.reason
-        if reason or not members:
-            raise LeftError(reason or "it has no deflated members")
-        if len(members) > MEMBERS_MAX:
-            raise LeftError("too many members")
-
+        scan = _Scan(size)
+        wanted = scan.wanted
+        while wanted is not None:
+            low, high = wanted
+            pieces = []
+            for start in range(low, high, PIECE):
+                pieces.append(await read(start, min(high, start + PIECE)))
+                await trio.lowlevel.checkpoint()
+            # In a thread: there may be tens of thousands of members.
+            wanted = await self._workers.run(partial(scan.go_on, low, pieces))
+        members = scan.members
         trials = Trials(self.seen)
 
         def guesses(sample: Sample) -> list[Guess]:
@@ -102,6 +108,40 @@ class Passes:
             await self._workers.run(partial(self._engines.keep, engine))
             numbers[stand_in] = self._engines.number(engine)
         return [_with_engine(part, numbers) if part.kind == recipe.MADE else part for part in parts]
+
+
+class _Scan:
+    """Finds the members of a zip in as few steps as it takes reads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._scan = zip_format.scan(size)
+        self.members: list[Member] = []
+        self.wanted: tuple[int, int] | None = self._ahead(*next(self._scan))
+        """First and last byte of what is to be read first."""
+
+    def go_on(self, low: int, pieces: Sequence[bytes | memoryview]) -> tuple[int, int] | None:
+        """Go on as far as the bytes from *low* on lead; which are needed next, None for no more.
+
+        In a worker thread.  Raises LeftError.
+        """
+        data = b"".join(pieces)
+        offset, length = self._asked
+        if len(data) < length:
+            raise LeftError("its recipe is too short")
+        try:
+            while low <= offset and offset + length <= low + len(data):
+                offset, length = self._scan.send(data[offset - low : offset - low + length])
+        except StopIteration as found:
+            if found.value.reason or not found.value.members:
+                raise LeftError(found.value.reason or "it has no deflated members") from None
+            self.members = found.value.members
+            return None
+        return self._ahead(offset, length)
+
+    def _ahead(self, offset: int, length: int) -> tuple[int, int]:
+        self._asked = (offset, length)
+        return offset, min(self._size, offset + max(length, AHEAD))
 
 
 def _with_engine(part: Part, numbers: dict[int, int]) -> Part:

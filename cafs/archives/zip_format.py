@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator, Iterator
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"PK\x03\x04"
 """A zip begins with the header of its first member, but for an empty or self-extracting one."""
 DIRECTORY_MAX: Final = 64 << 20
-MEMBERS_MAX: Final = 500_000
+MEMBERS_MAX: Final = 50_000
+"""More are not even looked at: each takes memory, and a part of the recipe of its own."""
 
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC: Final = b"PK\x05\x06"
@@ -90,7 +92,8 @@ def scan(size: int) -> Generator[Wanted, bytes, ZipLayout]:
     """
     try:
         entries, end = yield from _directory(size)
-        entries.sort()
+        # Two at one place overlap, whichever is the first.
+        entries.sort(key=attrgetter("header"))
         members: list[Member] = []
         others = 0
         behind = 0

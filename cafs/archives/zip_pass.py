@@ -19,7 +19,6 @@ from cafs.archives.trial import Guess, Sample
 from cafs.archives.zip_format import Member
 from cafs.blobs.recipe import Part
 
-MEMBERS_MAX: Final = 50_000
 SHORT: Final = 4 << 10
 """What lies between members is gathered if it is no longer than this: local headers."""
 WHOLE_MAX: Final = 1 << 20

@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import io
 import random
+import threading
 import zipfile
 import zlib
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cafs.archives import zip_format
 from cafs.archives.deflated import PIECE_MAX, RAW_PIECE_MAX
 from cafs.archives.inner import GATHERED, InnerWriter
 from cafs.archives.uses import Uses
@@ -167,6 +170,50 @@ def test_odd_archives_are_right_or_left_alone(tmp_path: Path, kind: str) -> None
 
     trio.run(main)
     assert not findings(tmp_path / "store")
+
+
+def test_a_zip_of_many_members_is_scanned_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3_000):
+            archive.writestr(f"{number}", b"line %d\n" % number * 5)
+    data = stream.getvalue()
+    threads: set[int] = set()
+    reads: list[int] = []
+    scan = zip_format.scan
+
+    def seen(size: int) -> Generator[zip_format.Wanted, bytes, zip_format.ZipLayout]:
+        scanning = scan(size)
+        wanted = next(scanning)
+        while True:
+            got = yield wanted
+            threads.add(threading.get_ident())
+            try:
+                wanted = scanning.send(got)
+            except StopIteration as stop:
+                found: zip_format.ZipLayout = stop.value
+                assert len(found.members) == 3_000
+                return found
+
+    monkeypatch.setattr(zip_format, "scan", seen)
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            blob = blob_of(store, await put(store, b"archive", data))
+            await store.archives.ready()
+
+            async def read(start: int, end: int) -> bytes | memoryview:
+                reads.append(end - start)
+                return await store.reader.read(blob, start, end)
+
+            writers = [InnerWriter(store.contents.ingest) for _ in range(2)]
+            await store.archives._apart._passes.of_zip(writers[0], writers[1], len(data), read)
+            assert threads and threading.get_ident() not in threads
+            assert len(reads) < 20 and max(reads) <= 256 << 10
+
+    trio.run(main)
 
 
 DENSE = b"".join(b"ab" * 50 + b"%06d" % (number * 7919 % 1_000_000) for number in range(100_000))

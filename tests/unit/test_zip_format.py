@@ -200,13 +200,25 @@ def test_too_many_members(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layout(python_zip()).reason == "too many members"
 
 
+def test_more_members_than_are_taken_are_not_read_first() -> None:
+    count = zip_format.MEMBERS_MAX + 1
+    length = 46 * count
+    scanning = scan(length + 22)
+    _, tail_size = next(scanning)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, length, 0, 0)
+    with pytest.raises(StopIteration) as stop:
+        scanning.send(bytes(tail_size - len(end)) + end)
+    assert stop.value.value == ZipLayout([], 0, "too many members")
+
+
 def test_an_empty_zip() -> None:
     buffer = io.BytesIO()
     zipfile.ZipFile(buffer, "w").close()
     assert layout(buffer.getvalue()) == ZipLayout([], 0, "")
 
 
-def test_more_members_than_16_bits_count() -> None:
+def test_more_members_than_16_bits_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zip_format, "MEMBERS_MAX", 70_000)
     count = 66_000
     local = struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 8, 0, 0, 0, 2, 0, 0, 0) + b"\3\0"
     members = local * count
