@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from cafs.blobs import recipe
@@ -79,9 +78,15 @@ class Aged:
         self._has_copy = True
         if not resume or self._blobs.overlay.get(layout.META, layout.engine_key(1)) is None:
             return
-        keys = islice(self._blobs.overlay.scan(layout.DEAD, b"b", b"b"), _RESUMED_MAX)
-        for number in [BlobNo(layout.from_u48(key[1:])) for key, _ in keys]:
-            value = self._blobs.overlay.get(layout.BLOBS, layout.u48(number))
+        overlay = self._blobs.overlay
+        above = 1 << 48
+        for _ in range(_RESUMED_MAX):
+            # From the end on: what was exchanged is newer than what was deleted with it.
+            key = overlay.floor(layout.DEAD, layout.dead_key(b"b", above - 1), b"b")
+            if key is None:
+                return
+            above = number = BlobNo(layout.from_u48(key[1:]))
+            value = overlay.get(layout.BLOBS, layout.u48(number))
             if value is not None and layout.blob_use(value)[1] & (BLOB_UNHASHED | BLOB_INNER):
                 self._keep(number)
 

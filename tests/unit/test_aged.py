@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from cafs.blobs import aged as aged_blobs
 from cafs.blobs import recipe
 from cafs.errors import CafsError, IndexDamagedError
 from cafs.index import layout
@@ -515,6 +516,35 @@ def test_a_lost_index_costs_nothing_that_was_stored_differently(tmp_path: Path, 
             mate = view.blobs.get(number).mate
             assert verify(view, mate).damages == []
     assert audit(path) == []
+
+
+def test_what_only_the_copy_names_is_kept_over_a_restart_among_much_that_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aged_blobs, "_RESUMED_MAX", 3)
+    path = tmp_path / "store"
+    create(path, PARAMS)
+
+    async def first() -> list[BlobNo]:
+        async with open_store(path, OPTIONS) as store:
+            for seed in range(5):
+                number, _ = await aged_store.plain(store, seed, 5000)
+                store.blobs.ref(number)
+                store.blobs.unref(number)
+            ino = await write(store, ROOT, b"file", CONTENT)
+            number = await aged_store.hashed(store, ino)
+            await IndexCopier(store).once()
+            await aged_store.age(store, number, CONTENT, 60)
+            return store.blobs.aged.only_in_copy()
+
+    async def second() -> list[BlobNo]:
+        async with open_store(path, OPTIONS) as store:
+            IndexCopier(store)
+            return store.blobs.aged.only_in_copy()
+
+    kept = trio.run(first)
+    assert kept
+    assert trio.run(second) == kept
 
 
 def test_a_newer_copy_gives_the_old_recipe_to_the_sweep(tmp_path: Path) -> None:
