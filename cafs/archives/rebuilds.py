@@ -291,7 +291,6 @@ class Rebuilds:
                 await rebuild.close()
 
     async def _fail(self, run: Run, error: CafsError) -> None:
-        self.failed += 1
         if isinstance(error, (EngineError, RebuildError)):
             failed: CafsError = RebuildError(
                 f"blob {run.blob}, which was taken apart, cannot be rebuilt: {error}"
@@ -300,6 +299,8 @@ class Rebuilds:
             failed = error
         run.failed = failed
         await self._end(run)
+        # One whose file was deleted meanwhile has lost nothing that anybody wants.
+        self.failed += self._blobs.aged.wanted(run.blob)
         raise failed from error
 
     async def _lose(self, run: Run) -> None:

@@ -10,10 +10,12 @@ import trio
 
 from cafs.archive_options import ArchiveOptions
 from cafs.archives import rebuilds, run
+from cafs.index import layout
 from cafs.store import Store
 from cafs.types import Ino
 from tests.unit.archived import age, content, gzipped, opened, put, tar
 from tests.unit.small_store import noise
+from tests.unit.test_ageing import delete
 from tests.unit.test_archives import children
 
 pytestmark = pytest.mark.timeout(120)
@@ -32,12 +34,12 @@ ARCHIVES = [archive(seed) for seed in range(4)]
 def with_aged(
     path: Path,
     work: Callable[[Store, list[Ino]], Awaitable[None]],
-    archives: ArchiveOptions | None = None,
+    options: ArchiveOptions | None = None,
 ) -> None:
     """Do something in a store with the archives, all of them taken apart."""
 
     async def main() -> None:
-        async with opened(path / "store", archives) as store:
+        async with opened(path / "store", options) as store:
             files = [await put(store, b"%d" % n, data) for n, data in enumerate(ARCHIVES)]
             for file in files:
                 await age(store, file)
@@ -46,9 +48,9 @@ def with_aged(
     trio.run(main)
 
 
-@pytest.mark.parametrize("archives", [None, NO_CACHE], ids=["cache", "no cache"])
+@pytest.mark.parametrize("options", [None, NO_CACHE], ids=["cache", "no cache"])
 def test_who_reads_slowly_stops_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archives: ArchiveOptions | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: ArchiveOptions | None
 ) -> None:
     monkeypatch.setattr(rebuilds, "ENGINES_MAX", 2)
 
@@ -71,7 +73,7 @@ def test_who_reads_slowly_stops_nobody(
             nursery.cancel_scope.cancel()
         assert store.archives.rebuilds.failed == 0
 
-    with_aged(tmp_path, work, archives)
+    with_aged(tmp_path, work, options)
 
 
 def test_what_is_read_slowly_is_made_to_its_end_meanwhile(
@@ -141,5 +143,32 @@ def test_those_without_an_engine_are_not_kept_in_any_number(
         assert store.archives.rebuilds.under_way == 2
         for file, data in zip(files, ARCHIVES, strict=True):
             assert await content(store, file) == data
+
+    with_aged(tmp_path, work)
+
+
+def test_one_that_is_deleted_while_it_is_made_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SLOW_S", 0.0)
+
+    async def work(store: Store, files: list[Ino]) -> None:
+        made = store.archives.rebuilds
+        # Two reads: its reader is a slow one, so it is made to its end without him.
+        for at in (0, 100):
+            await store.contents.read(files[0], at, at + 100)
+        (only,) = made._runs
+        async with only.lock:
+            blob = only.blob
+            await delete(store, b"0")
+            assert store.overlay.get(layout.BLOBS, layout.u48(blob)) is None
+            # As if its engine had been taken meanwhile: what it needs is looked up anew.
+            await made._stop(only)
+            assert not only.complete
+        with trio.fail_after(30):
+            while made.under_way:
+                await trio.sleep(0.01)
+        assert only.failed is not None
+        assert made.failed == 0
 
     with_aged(tmp_path, work)
