@@ -232,11 +232,17 @@ class Archives:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.rebuilds.fill)
             nursery.start_soon(self._look_after)
+            nursery.start_soon(self._thaw_used)
 
     async def _look_after(self) -> None:
         while True:
             await trio.sleep(LOOK_S)
             await self.rebuilds.look_after()
+
+    async def _thaw_used(self) -> None:
+        """By itself: one of gigabytes takes minutes, and what is idle is to end meanwhile."""
+        while True:
+            await trio.sleep(LOOK_S)
             blob = self.uses.next_to_thaw()
             if blob is not None:
                 try:

@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from cafs.archive_options import ArchiveOptions
-from cafs.archives import rebuilds, run
+from cafs.archives import archives, rebuilds, run
 from cafs.index import layout
 from cafs.store import Store
-from cafs.types import Ino
-from tests.unit.archived import age, content, gzipped, opened, put, tar
+from cafs.types import BlobNo, Ino
+from tests.unit.archived import age, blob_of, content, gzipped, opened, put, tar
 from tests.unit.small_store import noise
 from tests.unit.test_ageing import delete
 from tests.unit.test_archives import children
@@ -170,5 +170,35 @@ def test_one_that_is_deleted_while_it_is_made_is_no_failure(
                 await trio.sleep(0.01)
         assert only.failed is not None
         assert made.failed == 0
+
+    with_aged(tmp_path, work)
+
+
+def test_a_long_thaw_keeps_nobody_from_being_looked_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "LOOK_S", 0.01)
+    looked: list[bool] = []
+    thawing = trio.Event()
+    right = rebuilds.Rebuilds.look_after
+
+    async def look_after(self: rebuilds.Rebuilds) -> None:
+        looked.append(thawing.is_set())
+        await right(self)
+
+    async def thaw(_self: archives.Archives, _blob: BlobNo) -> bool:
+        thawing.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(rebuilds.Rebuilds, "look_after", look_after)
+    monkeypatch.setattr(archives.Archives, "thaw", thaw)
+
+    async def work(store: Store, files: list[Ino]) -> None:
+        times = store.archives.options.thaw_after
+        store.archives.uses.read(blob_of(store, files[0]), 0, times)
+        with trio.fail_after(30):
+            while looked.count(True) < 3:
+                await trio.sleep(0.01)
 
     with_aged(tmp_path, work)
