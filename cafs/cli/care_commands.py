@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from cafs.cli.frame import Frame, command, resolve_store, store_argument
-from cafs.cli.output import json_name, note, say, say_json, show_json_name
+from cafs.cli.output import json_name, note, say, say_json, show_json_name, show_name
 from cafs.cli.progress import progress, progress_option
 from cafs.errors import (
     CheckFailedError,
@@ -36,6 +36,7 @@ from cafs.units import (
 if TYPE_CHECKING:
     from cafs.operate.finding import Finding
     from cafs.operate.rebuild import Rebuilt
+    from cafs.operate.repair import Repaired
     from cafs.view import View
 
 SHOWN: Final = 100
@@ -68,12 +69,12 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
     faults = pages.audit(path / "index").faults
     # What the index is brought back from must not be found damaged only then.
     of_copy = copyplace.faults(path)
-    repaired: Counter[str] = Counter()
+    repaired: Repaired | None = None
     if repair and not faults:
         from cafs.operate.repair import repair as repair_store
 
         with _steps(progress, "repairing") as on_step:
-            repaired = repair_store(path, on_step).repaired
+            repaired = repair_store(path, on_step)
     else:
         commit_first(path)
     counted = Counter({"index-page": len(faults)}) + Counter({"index-copy": len(of_copy)})
@@ -152,7 +153,7 @@ def _say_check(
     checked: dict[str, int],
     counted: Counter[str],
     kept: list[dict[str, Any]],
-    repaired: Counter[str],
+    repaired: Repaired | None,
 ) -> None:
     total = counted.total()
     if frame.json:
@@ -164,8 +165,9 @@ def _say_check(
                 "findings_count": total,
                 "kinds": dict(counted),
                 "findings": kept,
-                "repaired": dict(repaired),
+                "repaired": dict(repaired.repaired) if repaired else {},
             }
+            | (_removed_fields(repaired) if repaired else {})
         )
         return
     for each in kept:
@@ -175,8 +177,10 @@ def _say_check(
         say(f"    repair: {each['repair']}")
     if total > len(kept):
         say(f"... and {total - len(kept)} more")
-    if repaired:
-        say("repaired: " + ", ".join(f"{kind} {n}" for kind, n in sorted(repaired.items())))
+    if repaired and repaired.repaired:
+        done = sorted(repaired.repaired.items())
+        say("repaired: " + ", ".join(f"{kind} {n}" for kind, n in done))
+        _say_removed(repaired)
     seen = ", ".join(plural(n, kind.removesuffix("s_count")) for kind, n in checked.items())
     if total:
         kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(counted.items()))
@@ -185,6 +189,21 @@ def _say_check(
             say(f"  what to do: unmount it, then: cafs check {path} --repair")
     else:
         say(f"{path} is clean" + (f": {seen}" if seen else ""))
+
+
+def _removed_fields(repaired: Repaired) -> dict[str, Any]:
+    return {
+        "removed_names": [json_name("path", name) for name in repaired.removed],
+        "removed_names_count": repaired.removed_count,
+    }
+
+
+def _say_removed(repaired: Repaired) -> None:
+    """Names of which only these lines know from now on."""
+    for name in repaired.removed:
+        say(f"  removed, because what it led to is lost or has another name: {show_name(name)}")
+    if repaired.removed_count > len(repaired.removed):
+        say(f"  ... and {repaired.removed_count - len(repaired.removed)} more")
 
 
 rate_option = click.option(
@@ -325,11 +344,13 @@ def rebuild(frame: Frame, store: Path | None) -> None:
     path = resolve_store(store, frame)
     done = rebuild_store(path, _phase)
     if frame.json:
-        answer = done._asdict() | {"repaired": dict(done.repaired.repaired)}
+        repaired = done.repaired
+        answer = done._asdict() | {"repaired": dict(repaired.repaired)}
+        answer |= {"left": dict(repaired.left)} | _removed_fields(repaired)
         say_json({"store": str(path)} | answer)
     else:
         _say_rebuilt(path, done)
-    if done.lost_chunks:
+    if done.lost_chunks or done.repaired.removed_count or done.repaired.left:
         raise click.exceptions.Exit(_exit_code())
 
 
@@ -356,11 +377,17 @@ def _say_rebuilt(path: Path, done: Rebuilt) -> None:
         say(f"  the damaged index is kept as {path / done.kept_as}; remove it when all is well")
     if done.moved_chunks:
         say(f"  {done.moved_chunks} chunks were found in another place than it said")
+    if done.remade_chunks:
+        say(f"  {done.remade_chunks} chunks that had lost their records were found in the packs")
     if done.lost_chunks:
         say(f"  {done.lost_chunks} chunks are in no pack: cafs scrub {path} names the files")
     if done.repaired.repaired:
         kinds = sorted(done.repaired.repaired.items())
         say("  repaired: " + ", ".join(f"{kind} {n}" for kind, n in kinds))
+    _say_removed(done.repaired)
+    if done.repaired.left:
+        kinds = sorted(done.repaired.left.items())
+        say("  not to be had back: " + ", ".join(f"{kind} {n}" for kind, n in kinds))
     say(f"  look it over: cafs check {path}")
 
 

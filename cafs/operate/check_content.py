@@ -17,6 +17,7 @@ from cafs.index.layout import BLOB_INNER, BLOB_ROWS, BLOB_UNHASHED, BlobRecord
 from cafs.operate.check_aged import AgedCheck
 from cafs.operate.finding import Finding, Findings
 from cafs.operate.tally import Tally
+from cafs.types import BlobNo
 from cafs.view import View
 
 IN_SHA256 = 1
@@ -185,11 +186,14 @@ class ContentCheck:
                 refs = self._aged.refs(number)
             if record.refs != refs:
                 whose = "outer blobs" if self._inner[rank] else "inodes"
+                # Its inodes are lost; what was deleted has no references noted any more.
+                fileless = not refs and not self._inner[rank]
                 yield Finding(
                     "blob-refs",
                     f"blob {number} has reference count {record.refs}, but {refs} {whose} have it",
-                    "the count is put right",
+                    "it gets a name in lost+found" if fileless else "the count is put right",
                     ((layout.BLOBS, key, layout.pack_blob(record._replace(refs=refs))),),
+                    fileless=BlobNo(number) if fileless else None,
                 )
             yield from self.check_queued(b"b", number, refs, queued=bool(marks & DEAD))
             dying = record.flags & BLOB_UNHASHED and not refs

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cafs.types import Ino
+from cafs.types import BlobNo, Ino
 
 Change = tuple[int, bytes, "bytes | None"]
 """A database of cafs.index.layout, a key, and its value; None deletes it."""
@@ -31,11 +31,18 @@ class Finding(NamedTuple):
     """The inode that it is about, if there is one: its path tells where."""
     lost: Ino | None = None
     """An inode that no name leads to, which gets one in lost+found."""
+    fileless: BlobNo | None = None
+    """A blob that files had and no inode has, which gets one with a name in lost+found."""
 
     @property
     def repairable(self) -> bool:
         """Whether ``--repair`` does something about it."""
-        return bool(self.changes) or self.lost is not None
+        return bool(self.changes) or self.needs_name
+
+    @property
+    def needs_name(self) -> bool:
+        """Whether something gets a name in lost+found."""
+        return self.lost is not None or self.fileless is not None
 
 
 Findings = Iterator[Finding]
