@@ -188,7 +188,9 @@ def find_file(named: Path | None, environ: Mapping[str, str] = os.environ) -> Pa
         named = Path(environ[FILE_VARIABLE])
     if named is None:
         return DEFAULT_FILE if DEFAULT_FILE.exists() else None
-    if not named.is_file():
+    if not os.path.isfile(named):
+        if os.path.exists(named):
+            raise ConfigError(f"{named}: the settings file is not a file")
         raise ConfigError(f"{named}: there is no such settings file")
     return named
 

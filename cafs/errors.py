@@ -209,8 +209,8 @@ MEANINGS: dict[type[CafsError], Meaning] = {
         _errno.EACCES,
         403,
         13,
-        "run as the user whom the store belongs to; all in it must be that user's: "
-        "chown -R USER STORE",
+        "run as a user who may do that: in a store only its owner may "
+        '(docs/operations.md, "A store has one owner")',
     ),
     NginxError: Meaning(_errno.EIO, 503, 14, "see what nginx itself says in the log"),
     AddressError: Meaning(_errno.EIO, 503, 15, "see who listens there: ss -ltnp"),
@@ -231,7 +231,24 @@ def from_os_error(error: OSError, doing: str) -> CafsError:
         return ReadOnlyError(text)
     if error.errno in (_errno.EACCES, _errno.EPERM):
         return AccessError(text)
-    return DiskError(text)
+    return DiskError(text, advice=_NO_FAULT_OF_THE_DISK.get(error.errno or 0))
+
+
+_LOOK = "see what is there, beginning with the first directory: ls -ld"
+_NO_FAULT_OF_THE_DISK = {
+    _errno.ENOENT: _LOOK,
+    _errno.ENOTDIR: _LOOK,
+    _errno.EISDIR: _LOOK,
+    _errno.EEXIST: _LOOK,
+    _errno.ELOOP: _LOOK,
+    _errno.ENAMETOOLONG: "choose a shorter path",
+    _errno.ENOTCONN: "it lies in a mount whose daemon died: take that away with cafs umount, "
+    "or mount it anew",
+    _errno.EMFILE: "raise the limit of open files: ulimit -n",
+    _errno.ENFILE: "raise the limit of open files: sysctl fs.file-max",
+    _errno.ENOMEM: "free some memory",
+}
+"""What dmesg says nothing about."""
 
 
 def told_as(error: CafsError, message: str, advice: str | None = None) -> CafsError:

@@ -34,6 +34,7 @@ def create(path: Path, params: StoreParams) -> None:
     ``store.toml`` is not.  Raises StoreExistsError, DiskFullError and its kin.  ``store.toml`` is
     written last: without it there is no store.
     """
+    storefile.check_path(path)
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         leftovers = set(os.listdir(path)) - {*DIRECTORIES, "lock", "reserve", "lost+found"}
@@ -57,6 +58,13 @@ def create(path: Path, params: StoreParams) -> None:
             disk.write_file(path / storefile.NAME, storefile.render(content))
         finally:
             lock.release()
+    except FileExistsError as error:
+        raise StoreExistsError(f"{error.filename} is not a directory") from None
+    except PermissionError as error:
+        raise AccessError(
+            f"make a store in {path}: {error.strerror}",
+            advice="choose a directory that this user may write to",
+        ) from error
     except OSError as error:
         raise from_os_error(error, f"make a store in {path}") from error
 

@@ -48,6 +48,17 @@ def is_store(path: Path) -> bool:
         return False
 
 
+def check_path(path: Path) -> None:
+    """Raise :class:`ConfigError` for a path that LMDB does not take."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{path}: a store cannot lie there: the path has bytes that are not UTF-8",
+            advice="give it, or the directory above, another name",
+        ) from None
+
+
 def render(content: StoreFile) -> bytes:
     """The file's bytes."""
     return "\n".join(
@@ -74,6 +85,7 @@ def read(store: Path) -> StoreFile:
 
     from cafs.index.layout import FORMAT_VERSION
 
+    check_path(store)
     file = store / NAME
     try:
         raw: dict[str, Any] = tomllib.loads(file.read_text())

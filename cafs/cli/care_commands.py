@@ -61,10 +61,13 @@ def check(frame: Frame, store: Path | None, repair: bool, progress: str) -> None
     Works on the newest commit, also while the store is mounted. Exit code 0: clean; 8: not.
     """
     path = resolve_store(store, frame)
+    from cafs import storefile
     from cafs.cli.looking import commit_first
     from cafs.index import copyplace, pages
     from cafs.operate.check import Check
 
+    # What a newer cafs wrote must not be called damaged.
+    storefile.read(path)
     # LMDB trusts its pages; nobody else should before they were looked at.
     faults = pages.audit(path / "index").faults
     # What the index is brought back from must not be found damaged only then.

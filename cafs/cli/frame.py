@@ -64,7 +64,13 @@ class _AnyPath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> str | bytes | os.PathLike[str]:
-        """The value as the type of path that was asked for."""
+        """The value as the type of path that was asked for; raises :class:`UsageError`.
+
+        An empty one is not the current directory: a variable of a script was not set.
+        """
+        if not value and not (ctx and ctx.resilient_parsing):
+            name = param.get_error_hint(ctx) if param is not None and ctx else "a path"
+            raise UsageError(f"{name}: the path is empty", advice="name it, or leave it out")
         return self.coerce_path_result(value)
 
 

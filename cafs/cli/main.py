@@ -27,6 +27,7 @@ from cafs.cli import (
     store_commands,
 )
 from cafs.cli.frame import Frame, config_option, json_option
+from cafs.cli.output import note, tell
 from cafs.errors import CafsError, UsageError, from_os_error
 from cafs.setting import nearest
 
@@ -177,7 +178,7 @@ def _run(given: list[str]) -> int:
     except click.ClickException as error:
         return _fail(CafsError(_sentence(error.format_message())), frame.json)
     except KeyboardInterrupt:
-        sys.stderr.write("\ncafs: interrupted\n")
+        tell("\ncafs: interrupted\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         raise
@@ -195,7 +196,8 @@ def _run(given: list[str]) -> int:
 
 
 def _sentence(text: str) -> str:
-    text = text.strip().removesuffix(".")
+    # click writes lists of choices below each other.
+    text = " ".join(text.split()).removesuffix(".")
     return text[:1].lower() + text[1:]
 
 
@@ -206,9 +208,9 @@ def _fail(error: CafsError, as_json: bool) -> int:
     from cafs.control import error_fields
 
     fields = error_fields(error)
-    sys.stderr.write(f"cafs: {fields['message']}\n")
+    note(fields["message"])
     if fields["advice"]:
-        sys.stderr.write(f"  what to do: {fields['advice']}\n")
+        tell(f"  what to do: {fields['advice']}\n")
     if as_json:
         _say_error(fields)
     return error.meaning.exit_code
@@ -222,7 +224,7 @@ def _defect(error: Exception, as_json: bool) -> int:
     name = correlation_id()
     place = _keep_trace(error, name)
     message = f"a defect of cafs, id {name}: {type(error).__name__}: {error}"
-    sys.stderr.write(f"cafs: {message} (trace: {place})\n")
+    note(f"{message} (trace: {place})")
     if as_json:
         _say_error(
             {

@@ -18,7 +18,7 @@ from cafs import lock, log, secrecy, storefile
 from cafs.cli import background
 from cafs.cli.output import note, warn
 from cafs.config import MountOptions, Settings
-from cafs.errors import AccessError
+from cafs.errors import AccessError, MountpointError
 from cafs.index import pending, warm
 from cafs.index.reads import path_beside
 from cafs.mount import mountpoint as where
@@ -46,6 +46,11 @@ def check(store: Path, mountpoint: Path, settings: Settings) -> MountOptions:
     if storefile.is_store(store):
         clear_leftovers(store, settings)
     hidden = where.check_directory(mountpoint)
+    if storefile.is_store(mountpoint):
+        raise MountpointError(
+            f"{mountpoint} is a store itself, which would vanish below the mount",
+            advice="the store comes first: STORE MOUNTPOINT",
+        )
     if hidden is not None:
         warn(f"{mountpoint} is not empty; while it is mounted these are hidden: {hidden}")
     if settings.http.serve or settings.http.listen is not None:

@@ -27,8 +27,22 @@ def say(text: str = "") -> None:
 
 def note(text: str) -> None:
     """A line beside the result, to stderr."""
-    sys.stderr.write(f"cafs: {text}\n")
-    sys.stderr.flush()
+    tell(f"cafs: {text}\n")
+
+
+def tell(text: str) -> None:
+    """Write to stderr as it is.  Where that takes nothing (a full disk), it is left unsaid.
+
+    What a command does, and its exit code, must not depend on whether somebody listens.
+    """
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        # Python would try again at exit, and make an exit code of its own of it.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stderr.fileno())
+        os.close(null)
 
 
 def warn(text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import click
 
+from cafs.cli.output import tell
 from cafs.clock import Clock, SystemClock
 
 MODES: Final = ("auto", "json", "none")
@@ -62,8 +63,7 @@ def _json_lines(what: str, unit: str, total: float | None, clock: Clock) -> Adva
             return
         last = now
         line = {"progress": what, "done": done, "total": whole, "unit": unit}
-        sys.stderr.write(json.dumps(line) + "\n")
-        sys.stderr.flush()
+        tell(json.dumps(line) + "\n")
 
     return advance
 

@@ -37,6 +37,7 @@ from cafs.errors import (
     DaemonAbsentError,
     DaemonError,
     MountpointError,
+    StoreExistsError,
     StoreMissingError,
     UsageError,
 )
@@ -87,6 +88,8 @@ def _named_store(frame: Frame, given: Path | None) -> Path:
 
 def _create(path: Path, settings: Settings) -> None:
     if not path.parent.is_dir():
+        if os.path.lexists(path.parent):
+            raise StoreExistsError(f"{path}: {path.parent} is not a directory")
         raise StoreMissingError(
             f"{path}: the directory {path.parent} is not there, so no store can be made in it",
             advice=f"make it: mkdir -p {quote(str(path.parent))}",
@@ -302,6 +305,8 @@ def _mount_of(given: Path | None) -> where.Mount:
     of_store = [mount for mount in of_cafs if mount.store == path]
     if of_store:
         return of_store[-1]
+    if storefile.is_store(path):
+        raise MountpointError(f"the store {path} is not mounted", advice="there is nothing to do")
     raise MountpointError(
         f"{path} is not a mountpoint", advice="see what is mounted: findmnt -t fuse.cafs"
     )

@@ -150,6 +150,52 @@ def test_a_wrong_setting_names_the_file(tmp_path: Path, capsys: pytest.CaptureFi
         assert f"{file}: mount.grase: there is no such setting; did you mean grace?" in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("init", ""),
+        ("compact", ""),
+        ("umount", ""),
+        ("age", "--path", ""),
+        ("ls", "--store", ""),
+        ("stat", ""),
+        ("status", "--config", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = _run(capsys, *arguments)
+    assert (code, "the path is empty" in err) == (2, True), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_store_cannot_be_made_in_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "below"):
+        code, _, err = _run(capsys, "init", place)
+        assert (code, f"{file} is not a directory" in err) == (4, True), err
+
+
+def test_a_settings_file_that_is_a_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = _run(capsys, "status", "--config", tmp_path)
+    assert (code, f"{tmp_path}: the settings file is not a file" in err) == (2, True), err
+
+
+def test_what_click_says_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = _run(capsys, "completion")
+    assert "Choose from: bash, zsh, fish\n" in err
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
 def test_a_settings_file_that_is_named_is_checked_by_every_command(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -282,6 +328,24 @@ def test_a_reader_that_goes_away_is_no_news(run_cafs: RunCafs) -> None:
     assert done.stderr == ""
     # The script may fit the pipe before the reader is gone.
     assert done.stdout.strip() in ("0", str(program.EXIT_BROKEN_PIPE))
+
+
+@pytest.mark.parametrize("stderr", ["/dev/full", "a pipe that nobody reads"])
+def test_what_cannot_be_said_changes_nothing(stderr: str, tmp_path: Path) -> None:
+    if stderr == "/dev/full":
+        writer = os.open(stderr, os.O_WRONLY)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "cafs.cli.main", "status", tmp_path, "--json"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=writer, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert done.returncode == MEANINGS[StoreMissingError].exit_code
+    assert json.loads(done.stdout)["error"] == "StoreMissingError"
 
 
 def test_a_full_output_is_a_clear_error() -> None:
@@ -438,6 +502,7 @@ def test_what_is_wrong_with_a_mountpoint(
         (tmp_path / "file", "is not a directory"),
         (store, "is the store itself"),
         (tmp_path, "contains the store"),
+        (_store(tmp_path / "other"), "is a store itself"),
     ):
         code, out, err = _run(capsys, command, store, mountpoint)
         assert (code, out) == (7, "")
@@ -460,7 +525,12 @@ def test_a_store_of_a_newer_format(tmp_path: Path, capsys: pytest.CaptureFixture
     with (store / NAME).open("a") as file:
         file.write("[unheard]\nof = 1\n")
     (tmp_path / "mnt").mkdir()
-    for command in (("mount", store, tmp_path / "mnt"), ("up", store, tmp_path / "mnt")):
+    for command in (
+        ("mount", store, tmp_path / "mnt"),
+        ("up", store, tmp_path / "mnt"),
+        ("check", store),
+        ("check", store, "--repair"),
+    ):
         code, _, err = _run(capsys, *command)
         assert code == 6
         assert f"has format {FORMAT_VERSION + 1}, this cafs knows up to {FORMAT_VERSION}" in err
@@ -498,6 +568,9 @@ def test_umount_of_what_is_no_mount(
     code, _, err = _run(capsys, "umount", tmp_path)
     assert code == 7
     assert f"{tmp_path} is not a mountpoint" in err
+    code, _, err = _run(capsys, "umount", _store(tmp_path / "store"))
+    assert code == 7
+    assert f"the store {tmp_path / 'store'} is not mounted" in err
     mounted.append(where.Mount(tmp_path, "tmpfs", "tmpfs", "0:99"))
     code, _, err = _run(capsys, "umount", tmp_path)
     assert code == 7

@@ -11,7 +11,7 @@ import pytest
 
 from cafs import newstore, storefile
 from cafs.config import StoreParams
-from cafs.errors import StoreExistsError
+from cafs.errors import ConfigError, StoreExistsError
 from cafs.index import layout
 from cafs.store import Store
 from cafs.types import ROOT
@@ -85,6 +85,17 @@ def test_making_a_store_can_be_tried_again(tmp_path: Path, stage: str) -> None:
                 env.open_db(name)
     newstore.create(path, PARAMS)
     assert_sound(path)
+
+
+def test_a_path_that_lmdb_does_not_take_is_refused(tmp_path: Path) -> None:
+    strange = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        newstore.create(strange, PARAMS)
+    assert not strange.exists()
+    newstore.create(tmp_path / "store", PARAMS)
+    (tmp_path / "store").rename(strange)
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        View(strange)
 
 
 def test_all_of_a_new_store_is_durable_before_its_file(
