@@ -13,7 +13,7 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from cafs.archives import cachefile
 from cafs.archives.cachefile import Identity
@@ -29,14 +29,19 @@ SPARE: Final = 128 << 20
 """Bytes that stay free on the disk: what is stored is worth more than what can be rebuilt."""
 
 
-class NewFile(NamedTuple):
+class NewFile:
     """A file that is not whole yet.  Its name is its own: two may be made for one blob."""
 
-    blob: BlobNo
-    fd: int
-    path: Path
-    need: int
-    """Bytes that it will have."""
+    def __init__(self, blob: BlobNo, fd: int, path: Path, need: int) -> None:
+        self.blob = blob
+        self.fd = fd
+        self.path = path
+        self.need = need
+        """Bytes that it will have."""
+        self.written = 0
+        """Bytes that it has, as far as its writer has told."""
+        self.unwanted = False
+        """Whether its room is needed for something else: its writer is to give it up."""
 
 
 class Cache:
@@ -52,7 +57,9 @@ class Cache:
         self._files: OrderedDict[BlobNo, int] = OrderedDict()
         self._used = 0
         self._growing = 0
-        """Bytes promised to files that are not whole yet."""
+        """Bytes promised to files that are not whole yet ..."""
+        self._new: set[NewFile] = set()
+        """... which are these."""
         self._begun = 0
         self.hits = 0
         """Reads that were answered from a file."""
@@ -151,9 +158,16 @@ class Cache:
             path = self.directory / f"{blob:012x}.{self._begun}{_NEW}"
         self.make_room(0)
         try:
-            if self._disk.free_bytes(self.directory) - need >= SPARE:
+            free = self._disk.free_bytes(self.directory)
+            with self._lock:
+                # What the others were promised, this one among them, is not all written yet.
+                free -= self._growing - sum(new.written for new in self._new)
+            if free >= SPARE:
                 flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-                return NewFile(blob, self._disk.open(path, flags, 0o600), path, need)
+                new = NewFile(blob, self._disk.open(path, flags, 0o600), path, need)
+                with self._lock:
+                    self._new.add(new)
+                return new
         except CafsError as error:
             log.debug("%s", error)
         with self._lock:
@@ -180,9 +194,11 @@ class Cache:
     def finish(self, new: NewFile) -> bool:
         """The file is whole: from now on it is found, and closed.
 
-        False if that cannot be, because the disk fails or somebody has removed it: then it is
-        the caller's as before, who may read from it until giving it up.
+        False if that cannot be, because the disk fails or somebody has removed it, or its room
+        is needed: then it is the caller's as before, who may read from it until giving it up.
         """
+        if new.unwanted:
+            return False
         try:
             self._disk.rename(new.path, self._path(new.blob))
         except CafsError as error:
@@ -191,6 +207,7 @@ class Cache:
         with self._lock:
             # What is counted stays the same, so this is within the limit as it was.
             self._growing -= new.need
+            self._new.discard(new)
             self._used += new.need - self._files.pop(new.blob, 0)
             self._files[new.blob] = new.need
         self._close(new)
@@ -202,6 +219,7 @@ class Cache:
         self._remove(new.path)
         with self._lock:
             self._growing -= new.need
+            self._new.discard(new)
 
     def _close(self, new: NewFile) -> None:
         try:
@@ -224,9 +242,13 @@ class Cache:
         """Remove files, the least recently used first; how many bytes that gives back.
 
         At least *most* bytes if there are so many, and in any case what is above the limit.
-        None: everything.
+        None: everything; who makes a file that is not whole yet gives it up with its next bytes.
         """
         given = 0
+        if most is None:
+            with self._lock:
+                for new in self._new:
+                    new.unwanted = True
         while True:
             with self._lock:
                 over = self._used + self._growing > self._limit

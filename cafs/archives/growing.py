@@ -58,13 +58,15 @@ class Growing:
         """Whether the cache was asked for a file."""
         self._spoilt = False
         """Whether there is no file, or one that takes no more."""
+        self._memory_from = 0
+        """The first block in memory if there are any, else the next one."""
         self.position = 0
         """Bytes so far."""
 
     @property
     def everything(self) -> bool:
         """Whether all bytes up to *position* are still here."""
-        return not self._spoilt or len(self._sums) - self._in_file == len(self._memory)
+        return not self._spoilt or self._memory_from <= self._in_file
 
     @property
     def in_memory(self) -> bool:
@@ -78,7 +80,8 @@ class Growing:
 
     def has(self, start: int, end: int) -> bool:
         """Whether bytes [start, end) are here, or will be."""
-        kept = next(iter(self._memory), len(self._sums)) * BLOCK
+        # Numbers only: in another thread the blocks themselves come and go.
+        kept = self._memory_from * BLOCK
         return self.everything or end <= self._in_file * BLOCK or start >= kept
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
@@ -103,10 +106,13 @@ class Growing:
             self._tried = True
             self._file = self._cache.begin(self._blob, self._identity.size)
             self._spoilt = self._file is None
+        if self._file is not None and self._file.unwanted:
+            self._give_up(self._file)
         if not self._spoilt and self._file is not None:
             try:
                 self._disk.pwrite_all(self._file.fd, [blocks], at * BLOCK)
-                self._in_file = len(self._sums)
+                self._in_file = self._memory_from = len(self._sums)
+                self._file.written = self._in_file * BLOCK
                 return
             except CafsError as error:
                 log.info("%s; what is rebuilt is kept in memory for now", error)
@@ -114,7 +120,13 @@ class Growing:
         for low in range(0, len(blocks), BLOCK):
             self._memory[at + low // BLOCK] = blocks[low : low + BLOCK]
         while len(self._memory) * BLOCK > self._window:
-            del self._memory[next(iter(self._memory))]
+            del self._memory[self._memory_from]
+            self._memory_from += 1
+
+    def _give_up(self, file: NewFile) -> None:
+        """The disk needs the room: what is in the file is gone, the next bytes are kept here."""
+        self._file, self._spoilt, self._in_file = None, True, 0
+        self._cache.give_up(file)
 
     def read(self, start: int, end: int) -> bytes:
         """Bytes [start, end), all below *position*.  Raises BehindError, LostError."""
@@ -167,6 +179,7 @@ class Growing:
         """Let go of what is not in the cache."""
         with self._lock:
             self._memory.clear()
+            self._memory_from = len(self._sums)
             if self._file is not None:
                 file, self._file = self._file, None
                 self._cache.give_up(file)

@@ -7,11 +7,12 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cafs.archives import cachefile
-from cafs.archives.cache import Cache
+from cafs.archives.cache import SPARE, Cache
 from cafs.archives.cachefile import BLOCK, Identity
 from cafs.archives.growing import BehindError, Growing, LostError
 from cafs.durable import Disk
@@ -227,6 +228,91 @@ def test_files_that_grow_at_the_same_time_keep_to_the_limit_together(tmp_path: P
     fill(cache, 3, data)
     assert cache.has(BlobNo(3))
     assert cache.used <= limit
+
+
+class Scarce(Disk):
+    """A disk with room for one file and a half."""
+
+    left = SPARE + cachefile.file_size(300_000) * 3 // 2
+
+    def free_bytes(self, path: Any) -> int:
+        written = sum(entry.stat().st_size for entry in os.scandir(path))
+        return self.left - written
+
+
+def test_room_that_was_promised_is_not_promised_again(tmp_path: Path) -> None:
+    data = noise(1, 300_000)
+    disk = Scarce()
+    cache = cache_in(tmp_path, disk=disk)
+    one, other, third = (Growing(disk, cache, BlobNo(n), identity(data)) for n in range(3))
+    one.append(data[:BLOCK])
+    other.append(data[:BLOCK])
+    assert (one.filed, other.filed) == (True, False)
+    # What was written meanwhile counts once.
+    disk.left += cachefile.file_size(300_000) // 2
+    one.append(data[BLOCK : 2 * BLOCK])
+    third.append(data[:BLOCK])
+    assert third.filed
+    for growing in (one, other, third):
+        growing.append(data[growing.position :])
+        growing.finish()
+    assert [cache.has(BlobNo(n)) for n in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_file_that_grows_gives_way_to_what_is_stored(tmp_path: Path, in_memory: bool) -> None:
+    data = noise(1, 10 * BLOCK)
+    disk = FaultyDisk([Fault(5, errno.ENOSPC, "pwrite_all")] if in_memory else [])
+    cache = cache_in(tmp_path, disk=disk)
+    growing = Growing(disk, cache, BlobNo(1), identity(data), window=3 * BLOCK)
+    for number in range(6):
+        growing.append(data[number * BLOCK : (number + 1) * BLOCK])
+    cache.make_room()
+    assert growing.read(0, 6 * BLOCK) == data[: 6 * BLOCK], "with the next bytes, not before"
+    growing.append(data[6 * BLOCK : 7 * BLOCK])
+    assert os.listdir(tmp_path / "cache") == []
+    first = 4 if in_memory else 6
+    assert growing.read(first * BLOCK, 7 * BLOCK) == data[first * BLOCK : 7 * BLOCK]
+    assert growing.has(first * BLOCK, len(data)) and not growing.has(first * BLOCK - 1, len(data))
+    with pytest.raises(BehindError) as caught:
+        growing.read(first * BLOCK - 1, 7 * BLOCK)
+    assert not isinstance(caught.value, LostError), "who is at its end goes on"
+    growing.append(data[7 * BLOCK :])
+    growing.finish()
+    assert growing.read(8 * BLOCK, 10 * BLOCK) == data[8 * BLOCK :]
+    assert not growing.has(first * BLOCK, 7 * BLOCK) and growing.has(7 * BLOCK, 10 * BLOCK)
+    assert not cache.has(BlobNo(1))
+    growing.close()
+    # Nothing of it counts any more.
+    fill(cache, 2, noise(2, LIMIT - 2 * BLOCK))
+    assert cache.has(BlobNo(2))
+
+
+def test_one_that_is_to_give_way_when_it_is_whole_is_not_kept(tmp_path: Path) -> None:
+    data = noise(1, 2 * BLOCK)
+    cache = cache_in(tmp_path)
+    growing = Growing(Disk(), cache, BlobNo(1), identity(data))
+    growing.append(data)
+    cache.make_room()
+    growing.finish()
+    assert not cache.has(BlobNo(1))
+    assert growing.read(0, len(data)) == data
+    growing.close()
+    assert os.listdir(tmp_path / "cache") == []
+
+
+class Changing(dict[int, bytes]):
+    """As if another thread put something in whenever somebody goes through it."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("dictionary changed size during iteration")
+
+
+def test_who_asks_what_is_there_does_not_meet_who_puts_it_there(tmp_path: Path) -> None:
+    growing = Growing(Disk(), cache_in(tmp_path, limit=0), BlobNo(1), identity(noise(1, 3 * BLOCK)))
+    growing.append(noise(1, 2 * BLOCK))
+    growing._memory = Changing(growing._memory)
+    assert growing.has(0, BLOCK)
 
 
 def test_what_is_larger_than_the_cache_is_read_from_memory_behind_a_window(tmp_path: Path) -> None:
