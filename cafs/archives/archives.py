@@ -197,11 +197,6 @@ class Archives:
         """Blobs that were thawed."""
         return self._thaw.done
 
-    @property
-    def thawed_bytes(self) -> int:
-        """Their sizes."""
-        return self._thaw.done_bytes
-
     def give_way(self, needed: int | None = None) -> int:
         """The disk is full: the cache goes; how many bytes that gives back.  Any thread.
 

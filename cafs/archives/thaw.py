@@ -48,8 +48,6 @@ class Thaw:
         self._under_way: dict[BlobNo, trio.Event] = {}
         self.done = 0
         """Blobs that were thawed."""
-        self.done_bytes = 0
-        """Their sizes."""
 
     def aged(self, blob: BlobNo) -> bool:
         """Whether a blob is there and aged."""
@@ -64,14 +62,12 @@ class Thaw:
             return False
         self._under_way[blob] = trio.Event()
         self._blobs.aged.hold(blob)
-        size = self._blobs.get(blob).size
         try:
             await self._store(blob)
         finally:
             self._blobs.aged.let_go(blob)
             self._under_way.pop(blob).set()
         self.done += 1
-        self.done_bytes += size
         await self._rebuilds.forget(blob)
         return True
 

@@ -47,6 +47,8 @@ class Aged:
         self._held: Counter[BlobNo] = Counter()
         self._exchanged: set[BlobNo] = set()
         self._has_copy = False
+        self.gone_bytes = 0
+        """Sizes of blobs that were aged and are not any more: plain again, or swept."""
 
     # -- holding -----------------------------------------------------------------------------
 
@@ -232,6 +234,7 @@ class Aged:
         record = blobs.get(number)
         flags = record.flags & ~BLOB_AGED
         blobs.put(number, record._replace(flags=flags, mate=NO_BLOB), shown=True)
+        self.gone_bytes += record.size
         self._keep(other)
         self._keep(record.mate)
         self.release_inner(record.mate)

@@ -374,6 +374,7 @@ class Blobs:
         else:
             self.chunks.uncount(recipe.chunk_refs(recipe.decode(record.parts)))
         if record.flags & BLOB_AGED:
+            self.aged.gone_bytes += record.size
             # In one step with the last of the outer blob: until then each names the other.
             self.aged.release_inner(record.mate)
         self.hidden.discard(number)

@@ -71,7 +71,7 @@ class Ageing:
         self._job: Job | None = None
         self._kick = trio.Event()
         self._doing = "idle"
-        self._queue_count = self._queue_bytes = self._thawed_bytes = 0
+        self._queue_count = self._queue_bytes = self._gone_bytes = 0
         self._left: Counter[str] = Counter()
         self._given_up: set[BlobNo] = set()
         self._saved = store.clock.monotonic()
@@ -364,8 +364,8 @@ class Ageing:
     # -- sums --------------------------------------------------------------------------------
 
     def _take_work(self) -> None:
-        thawed, self._thawed_bytes = self._thawed_bytes, self._archives.thawed_bytes
-        self.state.count_thawed(self._thawed_bytes - thawed)
+        gone, self._gone_bytes = self._gone_bytes, self._store.blobs.aged.gone_bytes
+        self.state.count_gone(self._gone_bytes - gone)
         self.state.worked_s += self.governor.worked_s
         self.governor.worked_s = 0.0
 

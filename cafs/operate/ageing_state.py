@@ -35,9 +35,10 @@ class State:
     taken_apart_bytes: int = 0
     """Sizes of the archives."""
     gained_bytes: int = 0
-    """Stored bytes that this saved, without the share of archives that were made plain again."""
+    """Stored bytes that this saved, without the share of archives that were made plain
+    again or deleted."""
     aged_bytes: int = 0
-    """Sizes of those archives that were not."""
+    """Sizes of those archives that are still there and taken apart."""
     worked_s: float = 0.0
     engines_cpu_s: float = 0.0
     """Processor time of programs that were run."""
@@ -99,8 +100,8 @@ class State:
             self.zip_bytes += size
             self.zip_gained_bytes += gained
 
-    def count_thawed(self, size: int) -> None:
-        """Archives of *size* bytes together were made plain again.
+    def count_gone(self, size: int) -> None:
+        """Archives of *size* bytes together were made plain again, or deleted.
 
         What each of them had saved is not known: what it shared with others has changed since.
         So it is their share of the whole, and when the last one goes nothing is left.

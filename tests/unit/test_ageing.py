@@ -31,6 +31,7 @@ from cafs.operate.sweep import Sweeper
 from cafs.store import Store
 from cafs.types import ROOT, BlobNo, Ino
 from tests.conftest import RunCafs
+from tests.unit.aged_store import hashed
 from tests.unit.archived import blob_of, content, droplet, gzipped, opened, put, sources, tar
 from tests.unit.engine_samples import binary
 from tests.unit.small_store import findings, noise, write
@@ -723,9 +724,9 @@ def test_expected_gain_is_what_was_measured() -> None:
 def test_a_file_from_before_archives_made_plain_were_counted(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("taken_apart_bytes = 1000\ngained_bytes = 600\n")
     state = State.load(tmp_path)
-    state.count_thawed(500)
+    state.count_gone(500)
     assert (state.gained_bytes, state.aged_bytes) == (300, 500)
-    state.count_thawed(700)
+    state.count_gone(700)
     assert (state.gained_bytes, state.aged_bytes) == (0, 0)
 
 
@@ -755,6 +756,37 @@ def test_what_is_made_plain_again_is_not_saved(tmp_path: Path) -> None:
         assert 0 < half < 0.6 * once
         await age.pause(paused=True)
         assert State.load(store.path).gained_bytes == half
+
+    in_store(tmp_path, work)
+
+
+@pytest.mark.parametrize("how", ["deleted", "written again", "written again, hashed later"])
+def test_what_is_not_taken_apart_any_more_saves_nothing(tmp_path: Path, how: str) -> None:
+    data = droplet()
+
+    async def work(store: Store) -> None:
+        await put(store, b"one", data)
+        age = alone(store)
+        await age.now(Job(below="/"))
+        assert age.status()["gained_bytes"] != 0
+        if how == "deleted":
+            await delete(store, b"one")
+        elif how == "written again":
+            await put(store, b"two", data)
+        else:
+            ino = store.tree.create(ROOT, b"two", stat.S_IFREG | 0o644, 0, 0)
+            store.contents.opened(ino, writable=True)
+            # Not from its start on, so its digests are known only when it is read back.
+            await store.contents.write(ino, 1000, data[1000:], privileged=True)
+            await store.contents.settle(ino)
+            await store.contents.write(ino, 0, data[:1000], privileged=True)
+            await store.contents.settle(ino)
+            store.contents.closed(ino, writable=True)
+            await hashed(store, ino)
+        one = store.tree.lookup(ROOT, b"one")
+        assert one is None or not is_aged(store, one)
+        status = age.status()
+        assert (status["gained_bytes"], status["taken_apart_count"]) == (0, 1)
 
     in_store(tmp_path, work)
 
