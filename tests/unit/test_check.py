@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from cafs.errors import IndexDamagedError
+from cafs.errors import IndexDamagedError, StoreError
 from cafs.index import layout
 from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.overlay import Overlay
 from cafs.lock import StoreLock
+from cafs.operate import repair as repairing
 from cafs.operate.paths import paths_of_inodes
 from cafs.operate.repair import repair
 from cafs.store import Store
@@ -447,6 +448,20 @@ def test_the_command_repairs_and_says_so(store: Path, run_cafs: RunCafs) -> None
     assert report["clean"]
     assert report["repaired"] == {"link-count": 1}
     assert run_cafs("check", store).stdout.startswith(f"{store} is clean")
+
+
+def test_a_repair_that_comes_to_its_bound_is_gone_on_with(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(900, 910):
+        change(store, layout.SYMLINKS, layout.u48(number), b"x")
+    monkeypatch.setattr(repairing, "AT_ONCE", 1)
+    monkeypatch.setattr(repairing, "ROUNDS_MAX", 6)
+    with pytest.raises(StoreError, match="6 rounds put 6 findings right") as stopped:
+        repair(store)
+    assert "same command" in stopped.value.advice
+    assert repair(store).repaired == {"stray-target": 4}
+    assert findings(store) == Counter()
 
 
 def test_a_repair_needs_the_store_for_itself(store: Path, run_cafs: RunCafs) -> None:
