@@ -234,7 +234,7 @@ def scrub(
     programs that this takes the copies in STORE are read.
     Exit code 0: all is well; 8: something is damaged.
     """
-    from cafs.cli.scrubbing import run, say_report
+    from cafs.cli.scrubbing import NOT_CLEAN, run, say_report
 
     if go_on and restart:
         raise UsageError("--resume and --restart exclude each other")
@@ -244,8 +244,7 @@ def scrub(
         say_json(report)
     else:
         say_report(path, report)
-    counts = ("damaged_chunks_count", "not_rebuilt_count", "engines_lacking_count")
-    if any(report[count] for count in counts):
+    if any(report[count] for count in NOT_CLEAN):
         raise click.exceptions.Exit(_exit_code())
 
 

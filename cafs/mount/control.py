@@ -26,11 +26,11 @@ from cafs.mount.kernel import Tuning
 from cafs.operate.ageing import Ageing
 from cafs.operate.ageing_job import Job
 from cafs.operate.compact import Compactor, OnProgress
+from cafs.operate.condemn import condemn_in
 from cafs.operate.give_back import compact_now, sweep_now
 from cafs.operate.index_copy import IndexCopier
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
-from cafs.types import ChunkNo
 
 log = logging.getLogger(__name__)
 
@@ -188,10 +188,10 @@ class ControlServer:
         return {"state": self.ageing.doing}
 
     async def _condemn(self, send: Send, chunks: list[int], damaged: bool) -> dict[str, Any]:
-        numbers = [ChunkNo(number) for number in chunks]
-        marked = self._store.chunks.condemn(numbers, damaged=damaged)
-        await self._store.commit()
-        return {"marked_count": marked}
+        async def work(_on_progress: OnProgress) -> dict[str, Any]:
+            return {"marked_count": await condemn_in(self._store, chunks, damaged=damaged)}
+
+        return await _attended(send, work)
 
     async def _await_end(self, send: _Caller) -> dict[str, Any]:
         await self._farewell.attend(send.stream, partial(send, {"progress": {}}))

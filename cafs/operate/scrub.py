@@ -6,29 +6,36 @@ is lies in ``STORE/scrub.toml``, so that it goes on after an interruption; what 
 damaged is kept there, too.  Invariant: all that lies before the place in the file was read.
 
 Works beside a daemon: what a pack lost meanwhile has no record any more, nor has one that went.
+A view that is hours old may not know that, so what seems damaged is looked at once more, in a
+new one.  Only one scrub at a time.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
+import os
 import tomllib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cafs.blobs import recipe
-from cafs.blobs.reader import verified
 from cafs.clock import Clock, SystemClock
 from cafs.durable import Disk
-from cafs.errors import CafsError, from_os_error
+from cafs.errors import CafsError, DamagedError, StoreBusyError, from_os_error
 from cafs.index import layout
 from cafs.index.layout import ChunkRecord
+from cafs.operate.condemn import problem_of
+from cafs.operate.readable import Unreadable, rows
 from cafs.types import BlobNo, ChunkNo, PackNo
 from cafs.view import View
 
 STATE: Final = "scrub.toml"
 SAVE_EVERY_S: Final = 10.0
+AGE_MAX_S: Final = 30 * 86400.0
+"""What was read before that says little of today's content."""
 _SLEEP_MIN_S: Final = 0.01
 
 
@@ -54,20 +61,44 @@ class State(NamedTuple):
     """Numbers of the chunks that were found damaged."""
     offset: int = 0
     """What begins before it in that pack is done, too."""
+    sound: Sequence[int] = ()
+    """Numbers of the chunks that were marked as damaged, and were found sound."""
 
 
 def load_state(store: Path) -> State | None:
     """Where the last scrub stopped; None when it came to its end, or there was none."""
     try:
         raw = tomllib.loads((store / STATE).read_text())
-        # Once only whole packs were noted.
-        offset = raw.get("offset", 0)
+        # Once only whole packs were noted, and not what was sound again.
         return State(
-            raw["started_ns"], raw["pack"], raw["read_bytes"], list(raw["damaged"]), offset
+            _whole(raw["started_ns"]),
+            _whole(raw["pack"]),
+            _whole(raw["read_bytes"]),
+            [_whole(number) for number in raw["damaged"]],
+            _whole(raw.get("offset", 0)),
+            tuple(_whole(number) for number in raw.get("sound", ())),
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         # Nothing depends on it: without it the scrub begins anew.
         return None
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def is_recent(state: State, now_ns: int) -> bool:
+    """Whether it makes sense to go on there."""
+    return 0 <= now_ns - state.started_ns <= AGE_MAX_S * 1e9
+
+
+def anew(now_ns: int, before: State | None) -> State:
+    """The beginning.  What a scrub before found, and perhaps did not mark, is not forgotten."""
+    if before is None:
+        return State(now_ns, 0, 0, [])
+    return State(now_ns, 0, 0, before.damaged, 0, before.sound)
 
 
 def save_state(store: Path, state: State | None) -> None:
@@ -80,9 +111,37 @@ def save_state(store: Path, state: State | None) -> None:
         except OSError as error:
             raise from_os_error(error, f"remove {store / STATE}") from error
         return
-    lines = [f"{name} = {value}" for name, value in state._asdict().items()]
+    fields = state._replace(damaged=list(state.damaged), sound=list(state.sound))._asdict()
+    lines = [f"{name} = {value}" for name, value in fields.items()]
     text = "# Where `cafs scrub` goes on; it is removed when that has come to its end.\n"
     Disk().write_file(store / STATE, (text + "\n".join(lines) + "\n").encode())
+
+
+@contextmanager
+def alone(store: Path) -> Iterator[None]:
+    """No other scrub of *store* within the block.  Raises StoreBusyError if there is one.
+
+    By a lock on the directory of the packs, which is there on a full or read-only disk, too.
+    """
+    try:
+        fd = os.open(store / "packs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # All packs are lost: that is what the scrub will say.
+        yield
+        return
+    except OSError as error:
+        raise from_os_error(error, f"open {store / 'packs'}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreBusyError(
+                f"{store}: another scrub of it runs",
+                advice="wait for its end, or interrupt it: the next one goes on where it stopped",
+            ) from None
+        yield
+    finally:
+        os.close(fd)
 
 
 class Scrub:
@@ -100,19 +159,19 @@ class Scrub:
         self._rate = rate
         self._sleep = sleep
         self._clock = clock or SystemClock()
-        self._chunks = self._places()
         self.total_bytes = sum(record.live_bytes for _, record in view.pack_table.items())
         self.read_bytes = 0
         self.read_chunks = 0
-        self.sound_again: set[int] = set()
+        self.sound_again: list[int] = []
         """Chunks that were marked as damaged, and are what was written after all."""
+        self.unreadable: Unreadable = {}
         self.reached: State | None = None
         """Where another scrub would go on; None before the first chunk was read."""
 
     def _places(self) -> dict[PackNo, array[int]]:
         """Chunk numbers of each pack: 8 bytes a chunk, sorted pack by pack when it is read."""
         places: dict[PackNo, array[int]] = {}
-        for key, value in self._view.overlay.scan(layout.CHUNKS, b"", b""):
+        for key, value in rows(self._view, layout.CHUNKS, self.unreadable):
             pack = layout.unpack_chunk(value).extent.pack
             places.setdefault(pack, array("Q")).append(layout.from_u48(key))
         return places
@@ -127,13 +186,15 @@ class Scrub:
         began_ns = self._clock.now_ns() if state is None else state.started_ns
         first, within = (0, 0) if state is None else (state.pack, state.offset)
         damaged = [] if state is None else list(state.damaged)
+        self.sound_again = [] if state is None else list(state.sound)
         self.read_bytes = 0 if state is None else state.read_bytes
         began, read_before = self._clock.monotonic(), self.read_bytes
         saved = began
-        for pack in sorted(self._chunks):
+        places = self._places()
+        for pack in sorted(places):
             if pack < first:
                 continue
-            for offset, number, record in self._in_order(pack):
+            for offset, number, record in self._in_order(places[pack]):
                 if pack == first and offset < within:
                     continue
                 damage = self._chunk(number, record)
@@ -142,7 +203,9 @@ class Scrub:
                 if damage is not None:
                     damaged.append(number)
                 behind = offset + record.extent.stored_length
-                self.reached = State(began_ns, pack, self.read_bytes, damaged, behind)
+                self.reached = State(
+                    began_ns, pack, self.read_bytes, damaged, behind, self.sound_again
+                )
                 if damage is not None:
                     yield damage
                 on_progress(self.read_bytes)
@@ -155,10 +218,10 @@ class Scrub:
                     if wait > _SLEEP_MIN_S:
                         self._sleep(wait)
 
-    def _in_order(self, pack: PackNo) -> list[tuple[int, ChunkNo, ChunkRecord]]:
+    def _in_order(self, numbers: Iterable[int]) -> list[tuple[int, ChunkNo, ChunkRecord]]:
         """The chunks of a pack, each behind its offset."""
         chunks = []
-        for number in self._chunks[pack]:
+        for number in numbers:
             record = self._record(ChunkNo(number))
             if record is not None:
                 chunks.append((record.extent.offset, ChunkNo(number), record))
@@ -171,21 +234,19 @@ class Scrub:
         return None if record is None else self._chunk(ChunkNo(number), record)
 
     def _record(self, number: ChunkNo) -> ChunkRecord | None:
-        value = self._view.overlay.get(layout.CHUNKS, layout.u48(number))
-        return None if value is None else layout.unpack_chunk(value)
+        key = layout.u48(number)
+        try:
+            value = self._view.overlay.get(layout.CHUNKS, key)
+            return None if value is None else layout.unpack_chunk(value)
+        except DamagedError as error:
+            self.unreadable[layout.CHUNKS, key] = str(error)
+            return None
 
     def _chunk(self, number: ChunkNo, record: ChunkRecord) -> Damage | None:
         extent = record.extent
-        why = ""
-        try:
-            stored = self._view.packs.read_stored(extent.pack, extent.offset, extent.stored_length)
-            raw = verified(number, extent, stored)
-            if hashlib.sha256(raw).digest() != record.sha256:
-                why = f"chunk {number} does not have its SHA-256"
-        except CafsError as error:
-            why = str(error)
+        why = problem_of(self._view.packs, number, record)
         if not why and extent.damaged:
-            self.sound_again.add(number)
+            self.sound_again.append(number)
         if not why or self._moved(number, record):
             return None
         return Damage(number, record.sha256, extent.pack, extent.offset, extent.stored_length, why)
@@ -193,12 +254,29 @@ class Scrub:
     def _moved(self, number: ChunkNo, record: ChunkRecord) -> bool:
         """Whether compaction or a sweep took the chunk away since the snapshot."""
         environment = self._view.environment
-        with environment.begin() as txn:
-            value = environment.get(txn, layout.CHUNKS, layout.u48(number))
+        try:
+            with environment.begin() as txn:
+                value = environment.get(txn, layout.CHUNKS, layout.u48(number))
+        except DamagedError:
+            return False
         return value is None or layout.unpack_chunk(value).extent != record.extent
 
 
-def blobs_with(view: View, chunks: Iterable[int]) -> dict[BlobNo, set[int]]:
+def look_again(path: Path, state: State) -> tuple[list[Damage], set[int]]:
+    """What of all that a scrub has found so is still damaged, and still marked though sound.
+
+    The newest commit counts: much may have moved or gone while the scrub was reading.
+    """
+    numbers = {*state.damaged, *state.sound}
+    if not numbers:
+        return [], set()
+    with View(path) as view:
+        work = Scrub(view, None, lambda _s: None)
+        found = [damage for number in sorted(numbers) if (damage := work.look(number)) is not None]
+        return found, set(work.sound_again)
+
+
+def blobs_with(view: View, chunks: Iterable[int], unreadable: Unreadable) -> dict[BlobNo, set[int]]:
     """Blobs whose bytes lie in one of *chunks*, each with those that it needs: one pass.
 
     For an inner blob it is the outer one, which is what files have.
@@ -207,17 +285,23 @@ def blobs_with(view: View, chunks: Iterable[int]) -> dict[BlobNo, set[int]]:
     found: dict[BlobNo, set[int]] = {}
     if not wanted:
         return found
-
-    def look(number: int, encoded: bytes) -> None:
-        hit = wanted.intersection(recipe.chunk_refs(recipe.decode(encoded)))
-        outer = view.outer(BlobNo(number)) if hit else None
-        if outer is not None:
-            found.setdefault(outer, set()).update(hit)
-
-    for key, value in view.overlay.scan(layout.BLOBS, b"", b""):
-        record = layout.unpack_blob(value)
-        if record.refs and not record.flags & layout.BLOB_ROWS:
-            look(layout.from_u48(key), record.parts)
-    for key, value in view.overlay.scan(layout.RECIPES, b"", b""):
-        look(layout.from_u48(key), value)
+    for database in (layout.BLOBS, layout.RECIPES):
+        for key, value in rows(view, database, unreadable):
+            try:
+                row = _row(database, value)
+                hit = wanted.intersection(recipe.chunk_refs(recipe.decode(row))) if row else None
+                outer = view.outer(BlobNo(layout.from_u48(key))) if hit else None
+            except CafsError as error:
+                unreadable[database, key] = str(error)
+                continue
+            if hit and outer is not None:
+                found.setdefault(outer, set()).update(hit)
     return found
+
+
+def _row(database: int, value: bytes) -> bytes | None:
+    """The piece of a recipe in a record; None if there is none, or nobody has the blob."""
+    if database == layout.RECIPES:
+        return value
+    record = layout.unpack_blob(value)
+    return record.parts if record.refs and not record.flags & layout.BLOB_ROWS else None

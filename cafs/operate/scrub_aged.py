@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from cafs.errors import CafsError, DamagedError
 from cafs.index import layout
 from cafs.index.layout import BLOB_AGED
+from cafs.operate.readable import Unreadable, rows
 from cafs.types import BlobNo
 from cafs.view import View
 
@@ -43,37 +44,46 @@ class Proven(NamedTuple):
 
 
 def prove_some(
-    view: View, chosen: random.Random, on_progress: Callable[[int, int], None]
+    view: View,
+    chosen: random.Random,
+    on_progress: Callable[[int, int], None],
+    unreadable: Unreadable | None = None,
 ) -> Proven:
-    """Make some archives again; *on_progress* is told how many of how many."""
-    aged_count, sample = _sample(view, chosen)
+    """Make some archives again; *on_progress* is told how many of how many.
+
+    *unreadable* gets the records of blobs that cannot be read: these are not in the sample.
+    """
+    aged_count, sample = _sample(view, chosen, unreadable)
     rebuilt = size = 0
     failed: list[NotRebuilt] = []
     for done, blob in enumerate(sample):
         on_progress(done, len(sample))
-        record = view.blobs.get(blob)
+        expected = bytes(32)
         sha256 = hashlib.sha256()
         try:
+            expected = view.blobs.get(blob).sha256
             for piece in view.content(blob):
                 sha256.update(piece)
                 size += len(piece)
         except CafsError as error:
-            failed.append(NotRebuilt(blob, record.sha256, str(error), error.advice))
+            failed.append(NotRebuilt(blob, expected, str(error), error.advice))
             continue
-        if sha256.digest() == record.sha256:
+        if sha256.digest() == expected:
             rebuilt += 1
         else:
             why = f"it is made again with the SHA-256 {sha256.hexdigest()}"
-            failed.append(NotRebuilt(blob, record.sha256, why, ""))
+            failed.append(NotRebuilt(blob, expected, why, ""))
     on_progress(len(sample), len(sample))
     return Proven(aged_count, rebuilt, size, failed)
 
 
-def _sample(view: View, chosen: random.Random) -> tuple[int, list[BlobNo]]:
+def _sample(
+    view: View, chosen: random.Random, unreadable: Unreadable | None = None
+) -> tuple[int, list[BlobNo]]:
     """How many there are, and some of them, each as likely as any other."""
     kept: list[tuple[float, BlobNo, int]] = []
     count = 0
-    for blob, inner in _aged(view):
+    for blob, inner in _aged(view, {} if unreadable is None else unreadable):
         count += 1
         kept.append((chosen.random(), blob, inner))
         if len(kept) > 8 * SAMPLE_MAX:
@@ -91,11 +101,11 @@ def _sample(view: View, chosen: random.Random) -> tuple[int, list[BlobNo]]:
     return count, sample
 
 
-def _aged(view: View) -> Iterator[tuple[BlobNo, int]]:
-    for key, value in view.overlay.scan(layout.BLOBS, b"", b""):
+def _aged(view: View, unreadable: Unreadable) -> Iterator[tuple[BlobNo, int]]:
+    for key, value in rows(view, layout.BLOBS, unreadable):
         try:
             refs, flags = layout.blob_use(value)
             if refs and flags & BLOB_AGED:
                 yield BlobNo(layout.from_u48(key)), layout.unpack_blob(value).mate
-        except DamagedError:
-            continue
+        except DamagedError as error:
+            unreadable[layout.BLOBS, key] = str(error)

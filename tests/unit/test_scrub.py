@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import trio
 
+from cafs.cli import scrubbing
 from cafs.errors import ChunkDamagedError, first_foreseen
+from cafs.index import layout
 from cafs.operate import scrub
-from cafs.operate.condemn import condemn
+from cafs.operate.condemn import condemn, condemn_in
 from cafs.store import open_store
 from cafs.types import ROOT, ChunkNo
 from cafs.view import View
 from tests.conftest import ROOT as ROOT_DIRECTORY
 from tests.conftest import RunCafs
+from tests.unit.damaged_index import break_leaf, flip
 from tests.unit.small_store import OPTIONS, findings, lookup, make, noise, write
 
 
@@ -40,6 +47,22 @@ def _flip(store: Path, path: bytes) -> ChunkNo:
     blob = lookup(store, path)[1].blob
     with View(store) as view:
         number = ChunkNo(next(iter(view.blobs.parts(blob, 0, 1)))[1].ref)
+    _flip_in(store, number)
+    return number
+
+
+def _flip_first(store: Path) -> ChunkNo:
+    """Flip a bit in the chunk that is read first; its number."""
+    with View(store) as view:
+        scan = view.overlay.scan(layout.CHUNKS, b"", b"")
+        places = {layout.unpack_chunk(value).extent: key for key, value in scan}
+    number = ChunkNo(layout.from_u48(places[min(places)]))
+    _flip_in(store, number)
+    return number
+
+
+def _flip_in(store: Path, number: ChunkNo) -> None:
+    with View(store) as view:
         extent = view.chunks.get(number).extent
         name = view.packs.pack_path(extent.pack)
     with open(name, "r+b") as file:
@@ -47,7 +70,6 @@ def _flip(store: Path, path: bytes) -> ChunkNo:
         byte = file.read(1)[0]
         file.seek(-1, 1)
         file.write(bytes([byte ^ 8]))
-    return number
 
 
 def _scrub(store: Path, state: scrub.State | None = None) -> list[scrub.Damage]:
@@ -189,6 +211,216 @@ def test_the_state_survives_and_goes(store: Path) -> None:
     assert scrub.load_state(store) is None
 
 
+@pytest.mark.parametrize(
+    "wrong", ["damaged = 3", "damaged = ['a']", "pack = 'x'", "started_ns = 1.5", "sound = 1"]
+)
+def test_a_note_that_makes_no_sense_is_none(store: Path, run_cafs: RunCafs, wrong: str) -> None:
+    lines = ["started_ns = 1", "pack = 2", "read_bytes = 3", "damaged = [4]"]
+    key = wrong.split(" ")[0]
+    kept = [line for line in lines if not line.startswith(key)]
+    (store / scrub.STATE).write_text("\n".join([*kept, wrong]))
+    assert scrub.load_state(store) is None
+    assert run_cafs("scrub", store).returncode == 0
+
+
+@pytest.mark.parametrize("days", [31, -1])
+def test_what_was_read_long_ago_is_read_again(store: Path, run_cafs: RunCafs, days: int) -> None:
+    _flip(store, b"a/middle")
+    state = scrub.State(time.time_ns() - days * 86400 * 10**9, 1000, 10, [])
+    scrub.save_state(store, state)
+    done = run_cafs("scrub", store, "--resume")
+    assert done.returncode == 2
+    assert "began on" in done.stderr
+    done = run_cafs("scrub", store, "--json")
+    assert done.returncode == 8
+    report = json.loads(done.stdout)
+    assert not report["resumed"]
+    assert report["damaged_chunks_count"] == 1
+
+
+def test_a_report_says_since_when(store: Path, run_cafs: RunCafs) -> None:
+    started_ns = time.time_ns() - 3 * 86400 * 10**9
+    scrub.save_state(store, scrub.State(started_ns, 1000, 10, []))
+    done = run_cafs("scrub", store)
+    assert done.returncode == 0
+    assert f"begun on {datetime.fromtimestamp(started_ns / 1e9):%Y-%m-%d}" in done.stdout
+    scrub.save_state(store, scrub.State(started_ns, 1000, 10, []))
+    assert json.loads(run_cafs("scrub", store, "--json").stdout)["started_ns"] == started_ns
+
+
+def test_what_was_found_before_an_interruption_is_not_forgotten(
+    store: Path, run_cafs: RunCafs
+) -> None:
+    """Neither what is damaged nor what is sound again."""
+    before = (store / "packs" / "00000001.pack").read_bytes()
+    well = _flip(store, b"a/middle")
+    assert condemn(store, [well]) == 1
+    (store / "packs" / "00000001.pack").write_bytes(before)
+    ill = _flip(store, b"a/b/large")
+    state = scrub.State(time.time_ns(), 1000, 10, [ill], 0, (well,))
+    scrub.save_state(store, state)
+    assert scrub.load_state(store) == state
+    done = run_cafs("scrub", store, "--resume", "--json")
+    assert [each["chunk"] for each in json.loads(done.stdout)["damaged"]] == [ill]
+    with View(store) as view:
+        assert view.chunks.get(ill).extent.damaged
+        assert not view.chunks.get(well).extent.damaged
+
+
+def test_what_an_interrupted_scrub_found_is_marked(store: Path) -> None:
+    ill = _flip_first(store)
+    command = ["scrub", str(store), "--rate", "1MiB/s", "--progress", "json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cafs.cli.main", *command],
+        cwd=ROOT_DIRECTORY,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as stopped:
+        assert stopped.stderr is not None
+        for line in stopped.stderr:
+            if json.loads(line)["done"] > 300_000:
+                break
+        stopped.send_signal(signal.SIGTERM)
+        stopped.stderr.read()
+        assert stopped.wait(60) == 130
+    with View(store) as view:
+        assert view.chunks.get(ill).extent.damaged
+    state = scrub.load_state(store)
+    assert state is not None
+    assert state.damaged == [ill]
+
+
+def test_a_daemon_marks_only_what_it_finds_damaged_itself(store: Path) -> None:
+    """What a scrub has seen may be long gone when the daemon hears of it."""
+    ill = _flip_first(store)
+
+    async def work() -> None:
+        async with open_store(store, OPTIONS) as opened:
+            scan = opened.overlay.scan(layout.CHUNKS, b"", b"")
+            everything = [layout.from_u48(key) for key, _ in scan]
+            assert len(everything) > 10
+            assert await condemn_in(opened, [*everything, 10**9], damaged=True) == 1
+            assert await condemn_in(opened, everything, damaged=False) == 0
+            assert opened.chunks.get(ill).extent.damaged
+
+    trio.run(work)
+    assert findings(store) == {"damaged-chunk": 1}
+
+
+def test_only_one_scrub_at_a_time(store: Path, run_cafs: RunCafs) -> None:
+    with scrub.alone(store):
+        done = run_cafs("scrub", store)
+        assert done.returncode == 5
+        assert "another scrub" in done.stderr
+        assert "what to do" in done.stderr
+    assert run_cafs("scrub", store).returncode == 0
+
+
+_DELETE = """
+import sys, trio
+from pathlib import Path
+from cafs.store import open_store
+from cafs.types import ROOT
+from tests.unit.small_store import OPTIONS
+
+async def main():
+    async with open_store(Path(sys.argv[1]), OPTIONS) as store:
+        store.nameless.forget(store.tree.unlink(ROOT, sys.argv[2].encode())[0])
+        await store.sync_all()
+
+trio.run(main)
+"""
+
+
+def test_what_was_moved_meanwhile_is_not_damaged(
+    store: Path, run_cafs: RunCafs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scrub has the index open that `cafs compact` has put another one in place of."""
+
+    async def fill() -> None:
+        async with open_store(store, OPTIONS) as opened:
+            for number in range(1500):
+                opened.tree.create(ROOT, b"n%d" % number, stat.S_IFREG | 0o600, 0, 0)
+            for number in range(2):
+                await write(opened, ROOT, b"dead%d" % number, noise(7 + number, 500_000))
+            await opened.sync_all()
+            for number in range(1500):
+                opened.nameless.forget(opened.tree.unlink(ROOT, b"n%d" % number)[0])
+            await opened.sync_all()
+
+    trio.run(fill)
+    index = (store / "index" / "data.mdb").stat().st_ino
+    run = scrub.Scrub.run
+
+    def run_late(self: scrub.Scrub, *args: object) -> Iterator[scrub.Damage]:
+        # The first one gives the index another file, of whose commits this view sees none.
+        for name in ("dead0", "dead1"):
+            subprocess.run(
+                [sys.executable, "-c", _DELETE, str(store), name], cwd=ROOT_DIRECTORY, check=True
+            )
+            done = run_cafs("compact", store)
+            assert done.returncode == 0, done.stderr
+        found = list(run(self, *args))  # type: ignore[arg-type]
+        assert found, "by what it can see"
+        yield from found
+
+    monkeypatch.setattr(scrub.Scrub, "run", run_late)
+    report = scrubbing.run(store, None, resume=False, restart=False, mode="none")
+    assert (store / "index" / "data.mdb").stat().st_ino != index
+    assert report["damaged_chunks_count"] == 0
+    assert not findings(store)
+
+
+def test_damage_is_told_and_marked_though_a_record_of_the_index_is_bad(
+    store: Path, run_cafs: RunCafs
+) -> None:
+    ill = _flip(store, b"a/b/large")
+    blob = lookup(store, b"a/small")[1].blob
+    flip(store / "index", "blobs", layout.u48(blob))
+    done = run_cafs("scrub", store, "--json")
+    assert done.returncode == 8, done.stderr
+    report = json.loads(done.stdout)
+    assert [each["chunk"] for each in report["damaged"]] == [ill]
+    blobs = report["damaged"][0]["blobs"]
+    paths = sorted(each["path"] for each_blob in blobs for each in each_blob["paths"])
+    assert paths == ["/a/b/again", "/a/b/large"]
+    assert report["unreadable_records_count"] == 1
+    with View(store) as view:
+        assert view.chunks.get(ill).extent.damaged
+    text = run_cafs("scrub", store).stdout
+    assert "1 records of the index cannot be read" in text
+    assert "/a/b/large" in text
+    assert f"cafs check {store}" in text
+
+
+def test_damage_is_told_and_marked_though_no_path_can_be(store: Path, run_cafs: RunCafs) -> None:
+    ill = _flip(store, b"a/b/large")
+    break_leaf(store / "index", "entries")
+    done = run_cafs("scrub", store, "--json")
+    assert done.returncode == 8, done.stderr
+    report = json.loads(done.stdout)
+    assert [each["chunk"] for each in report["damaged"]] == [ill]
+    assert report["unclear_count"] == 1
+    assert "entries" in report["unclear"][0]
+
+
+def test_a_bad_record_of_a_chunk_does_not_keep_the_others_from_being_read(
+    store: Path, run_cafs: RunCafs
+) -> None:
+    ill = _flip(store, b"a/b/large")
+    with View(store) as view:
+        other = next(n for n in range(ill + 1, ill + 100) if n < view.counters.next_chunk)
+        count = view.counters.chunks
+    flip(store / "index", "chunks", layout.u48(other))
+    done = run_cafs("scrub", store, "--json")
+    assert done.returncode == 8, done.stderr
+    report = json.loads(done.stdout)
+    assert [each["chunk"] for each in report["damaged"]] == [ill]
+    assert report["unreadable_records_count"] >= 1
+    assert report["read_chunks_count"] == count - 1
+
+
 def test_the_rate_is_kept(store: Path) -> None:
     slept: list[float] = []
 
@@ -234,7 +466,11 @@ def test_content_that_is_written_again_heals_every_file_that_had_it(store: Path)
 
 
 def test_a_damaged_chunk_that_is_not_known_yet_is_not_shared_once_it_is(store: Path) -> None:
+    before = (store / "packs" / "00000001.pack").read_bytes()
     number = _flip(store, b"a/middle")
     assert condemn(store, [number]) == 1
     assert condemn(store, [number]) == 0
+    assert condemn(store, [number], damaged=False) == 0, "it is damaged"
+    (store / "packs" / "00000001.pack").write_bytes(before)
     assert condemn(store, [number], damaged=False) == 1
+    assert condemn(store, [number]) == 0, "it is sound"
