@@ -87,6 +87,12 @@ def _named_store(frame: Frame, given: Path | None) -> Path:
 
 
 def _create(path: Path, settings: Settings) -> None:
+    for mount in where.mounts_of_cafs():
+        if path == mount.path or mount.path in path.parents:
+            raise StoreExistsError(
+                f"{path} lies in the mount of the store {mount.store}, and a store cannot",
+                advice="choose an empty directory beside it",
+            )
     if not path.parent.is_dir():
         if os.path.lexists(path.parent):
             raise StoreExistsError(f"{path}: {path.parent} is not a directory")

@@ -481,6 +481,16 @@ def test_status_without_a_daemon_says_so_where_a_monitor_looks(
     assert f"cafs mount {store} '/mnt/a b'" in health["what_to_do"]
 
 
+def test_no_store_is_made_in_a_mount_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mounted: list[where.Mount]
+) -> None:
+    mounted.append(_mount(tmp_path, "/var/store"))
+    for path in (tmp_path, tmp_path / "below"):
+        code, _, err = _run(capsys, "init", path)
+        assert (code, "in the mount of the store /var/store" in err) == (4, True), err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_init_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = _run(capsys, "init", tmp_path / "a" / "b")
     assert code == 4
