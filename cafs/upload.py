@@ -63,6 +63,8 @@ async def begin(store: Store, mode: int, uid: int, gid: int) -> AsyncIterator[Up
     try:
         yield Upload(store, ino)
     finally:
-        store.contents.closed(ino, writable=True)
-        # If it has no name it goes, now or when no job works on it any more.
-        store.nameless.forget(ino)
+        try:
+            store.contents.closed(ino, writable=True)
+        finally:
+            # If it has no name it goes, now or when no job works on it any more.
+            store.nameless.forget(ino)

@@ -144,7 +144,10 @@ class Draft:
 
         With *last* it is taken for the end of the content, and if nothing is under way all that
         waits is stored as one: the rest of a batch would make a trip to a worker of its own.
+        Raises CafsError if what came before can never be stored.
         """
+        if self._broken is not None:
+            raise self._broken
         if offset != self.size or self._lock.locked() or not self._in_order:
             return False
         if self._flow is None:
@@ -152,20 +155,25 @@ class Draft:
                 return False
             self._flow = Flow(self._around.feeder, IngestStream())
         self._digests = None
-        self._memory.append((offset, data))
-        self._queue.append(data)
-        self._queued += len(data)
-        self.size += len(data)
-        self._around.held(len(data))
-        if last and self._queued <= BATCH_MAX and self._flow.idle and self._broken is None:
+        if data:
+            self._memory.append((offset, data))
+            self._queue.append(data)
+            self._queued += len(data)
+            self.size += len(data)
+            self._around.held(len(data))
+        if last and self._memory and self._queued <= BATCH_MAX and self._flow.idle:
             self._feed(final=True)
         else:
             self._feed_on()
         return True
 
     async def write(self, offset: int, data: bytes) -> None:
-        """Put *data* at *offset*.  Raises DiskFullError and its kin; then nothing has changed."""
-        if self.append_now(offset, data):
+        """Put *data* at *offset*.
+
+        Raises DiskFullError and its kin; then nothing has changed, but for what Spool.write()
+        says.
+        """
+        if self.append_now(offset, data) or not data:
             return
         async with self._lock:
             if offset == self.size and self._in_order:
@@ -213,6 +221,8 @@ class Draft:
                 if self._spool is not None:
                     self._spool.reset()
                 self._base.forget()
+                # Nothing is left that could be put in the wrong place.
+                self._broken = self.error = None
             else:
                 await self._begin_patching()
                 assert self._spool is not None
@@ -244,6 +254,9 @@ class Draft:
         *done* is called on the event loop when it is over, well or not (see *error*).
         """
         if self.busy or not self._in_order or not self._memory or self._queued >= BATCH:
+            return False
+        if self._broken is not None:
+            # Who settles is told.
             return False
         self._feed(final=True, done=done)
         return True

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from cafs.durable import Disk
+
+PIECES_MAX = 64
+"""Pieces that a write is split into: each is a call, and the event loop waits for it."""
 
 
 class Ranges:
@@ -87,9 +91,29 @@ class Spool:
         self.ranges = Ranges()
 
     def write(self, offset: int, data: bytes) -> None:
-        """Put bytes at *offset*.  Raises DiskFullError and its kin."""
-        self._disk.pwrite_all(self._fd, [data], offset)
-        self.ranges.add(offset, offset + len(data))
+        """Put bytes at *offset*.  Raises DiskFullError and its kin.
+
+        On a full disk nothing has changed then, unless a great many pieces are written over:
+        what takes room is written first.  A disk that fails may have some of it in the place of
+        what was there.
+        """
+        end = offset + len(data)
+        there = list(islice(self.ranges.within(offset, end), PIECES_MAX + 1))
+        if len(there) > PIECES_MAX:
+            there = []
+        position = offset
+        for low, high in [*there, (end, end)]:
+            self._put(data, offset, position, low)
+            position = high
+        for low, high in there:
+            self._put(data, offset, low, high)
+        self.ranges.add(offset, end)
+
+    def _put(self, data: bytes, offset: int, low: int, high: int) -> None:
+        """Write what of *data*, which begins at *offset*, falls in [low, high)."""
+        if low < high:
+            part = memoryview(data)[low - offset : high - offset]
+            self._disk.pwrite_all(self._fd, [part], low)
 
     def pieces(self, start: int, end: int) -> list[tuple[int, bytes]]:
         """What is in the spool of bytes [start, end), each piece with its offset."""

@@ -63,3 +63,31 @@ def test_what_a_full_disk_refused_is_not_in_the_spool(tmp_path: Path) -> None:
     assert spool.pieces(0, 100) == []
     spool.close()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_what_was_in_the_spool(tmp_path: Path) -> None:
+    disk = FaultyDisk([Fault(3, 28, "pwrite_all")])
+    spool = Spool(disk, tmp_path, "1.1")
+    spool.write(0, b"before")
+    spool.write(20, b"behind")
+    with pytest.raises(DiskFullError):
+        spool.write(3, b"from one to the other")
+    assert disk.all_fired
+    assert spool.pieces(0, 100) == [(0, b"before"), (20, b"behind")]
+    spool.write(3, b"from one to the other")
+    assert spool.pieces(0, 100) == [(0, b"beffrom one to the other" + b"nd")]
+    spool.close()
+
+
+def test_a_write_over_many_pieces_is_not_split_into_as_many(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    spool = Spool(disk, tmp_path, "1.1")
+    for offset in range(0, 1000, 2):
+        spool.write(offset, b"x")
+    calls = len(disk.calls)
+    spool.write(0, bytes(1000))
+    assert len(disk.calls) == calls + 1
+    spool.write(500, bytes(1000))
+    assert spool.pieces(0, 2000) == [(0, bytes(1500))]
+    assert len(disk.calls) == calls + 3
+    spool.close()
