@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 PARTS_AT_ONCE = 128
 """Parts of a recipe that are listed once more in one step."""
+FEW_CHANGES = 100
+"""Index changes that may wait for a commit at any time, on a full disk, too."""
 
 
 class Contents:
@@ -88,6 +90,8 @@ class Contents:
         # Those in finished().
         self.thaw: Callable[[BlobNo], Awaitable[None]] | None = None
         """Gives a blob that was taken apart its plain recipe back."""
+        self.make_room: Callable[[], Awaitable[None]] | None = None
+        """Waits while too much waits for a commit."""
         self._spools = 0
 
     # -- what drafts need --------------------------------------------------------------------
@@ -257,6 +261,8 @@ class Contents:
             await self._crowd.park()
             if self._space.problem is not None and self.pending_bytes > self._pending_limit:
                 raise self._space.problem
+        if self.make_room is not None and self.blobs.overlay.pending > FEW_CHANGES:
+            await self.make_room()
         await self._plain(ino)
         draft = self._draft(ino)
         if not draft.append_now(offset, data, last=last):
@@ -287,8 +293,16 @@ class Contents:
         """Put the times of writes into the records: of one inode, or of all before a commit."""
         inos = list(self._touched) if ino is None else [ino] if ino in self._touched else []
         for each in inos:
+            try:
+                attr = self.tree.inodes.find(each)
+            except CafsError as error:
+                if ino is not None:
+                    raise
+                # A commit has to have the times of all others.
+                attr = None
+                text = "inode %d: the time of its last write is lost: %s; what to do: %s"
+                log.error(text, each, error, error.advice)
             touched = self._touched.pop(each)
-            attr = self.tree.inodes.find(each)
             if attr is not None:
                 ctime = max(touched, attr.ctime_ns)
                 self.tree.inodes.put(each, attr._replace(mtime_ns=touched, ctime_ns=ctime))

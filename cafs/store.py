@@ -156,6 +156,7 @@ class Store:
             options.pending_bytes,
             self.notices,
         )
+        self.contents.make_room = self.make_room
         self.latency = Latency()
         self.reports: dict[str, Callable[[], dict[str, Any]]] = {}
         """Sections of a status that others know, by name."""
