@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+GRACE_S: Final = 60.0
+"""What the module takes for it unless it is told."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Indexed:
     module: Path | None
     pending: Path | None = None
     """The pending filter, when it is not where the store says."""
+    grace_s: float = GRACE_S
+    """How long the daemon does not touch what was freed."""
 
 
 @dataclass(frozen=True)

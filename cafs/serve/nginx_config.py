@@ -17,7 +17,7 @@ from typing import Final
 from cafs.errors import ConfigError
 from cafs.http_options import HttpOptions
 from cafs.serve import nginx_cut
-from cafs.serve.backend import Credentials, Directory, Indexed
+from cafs.serve.backend import GRACE_S, Credentials, Directory, Indexed
 from cafs.serve.nginx_program import DAV_EXT_MODULE, HEADERS_MODULE, Nginx
 from cafs.serve.rundir import PID_FILE, SECRET_INCLUDE, TEMPORARY
 from cafs.serve_options import ServeOptions
@@ -330,6 +330,8 @@ class _Writer:
         lines = [f"cafs {quoted(backend.store)};", "cafs_fallback @daemon;"]
         if backend.pending is not None:
             lines.append(f"cafs_pending {quoted(backend.pending)};")
+        if backend.grace_s != GRACE_S:
+            lines.append(f"cafs_grace {int(backend.grace_s * 1000)}ms;")
         if not self.options.verify:
             lines.append("cafs_verify off;")
         if location == "/signed/" and self.credentials.secret is not None:

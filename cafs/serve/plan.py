@@ -82,7 +82,9 @@ def make(
         )
     nginx = nginx_program.find(settings.serve.nginx)
     module = nginx_program.index_module(nginx, settings.serve.nginx_module)
-    backend = Indexed(store, http.socket or store / SOCKET, module, settings.mount.pending_file)
+    mount = settings.mount
+    socket = http.socket or store / SOCKET
+    backend = Indexed(store, socket, module, mount.pending_file, mount.grace)
     credentials = _credentials(settings.serve, http)
     where = run_dir or settings.serve.run_dir or rundir.default(store)
     shared = (

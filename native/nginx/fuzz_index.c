@@ -205,6 +205,30 @@ static void make_chunks(struct table *table, struct bytes *choices)
     }
 }
 
+/* A chunk is found again by its number, wherever it is, if it is the same chunk. */
+static void check_find(struct cafs_view *view, const struct cafs_recipe *recipe, size_t part)
+{
+    const struct cafs_extent *found = &recipe->extents[part];
+    const uint64_t length = cafs_extent_end(recipe, part) - found->start;
+    struct cafs_extent extent = *found;
+
+    if (cafs_extent_find(view, &extent, length) != CAFS_STAYED)
+        abort();
+    if (extent.kind != CAFS_PART_CHUNK)
+        return;
+    extent.offset++;
+    if (cafs_extent_find(view, &extent, length) != (found->damaged ? CAFS_STAYED : CAFS_MOVED) ||
+        extent.offset != found->offset)
+        abort();
+    extent.identity++;
+    if (cafs_extent_find(view, &extent, length) != CAFS_GONE || extent.offset != found->offset)
+        abort();
+    extent.identity--;
+    extent.chunk = 77;
+    if (cafs_extent_find(view, &extent, length) != CAFS_GONE)
+        abort();
+}
+
 void fuzz_recipe(const uint8_t *data, size_t size)
 {
     static struct table table;
@@ -247,6 +271,8 @@ void fuzz_recipe(const uint8_t *data, size_t size)
         }
         if (start != length)
             abort();
+        for (size_t part = 0; part < recipe.count; part++)
+            check_find(&view, &recipe, part);
         for (unsigned i = 0; i < 8 && length > 0; i++) {
             const uint64_t at = take32(&choices) % length;
             const size_t part = cafs_recipe_find(&recipe, at);

@@ -61,6 +61,7 @@ typedef struct {
     ngx_str_t secret_file;
     ngx_str_t secret;
     ngx_uint_t verify; /* one of NGX_HTTP_CAFS_VERIFY_... */
+    ngx_msec_t grace;
     size_t prefix; /* bytes of the URI before the path in the tree */
 } ngx_http_cafs_loc_conf_t;
 
@@ -80,7 +81,11 @@ typedef struct {
     uint64_t ino;
     uint64_t blob;
     uint64_t first; /* the byte that was read before the header was sent */
-    ngx_uint_t verify; /* as in the location, but a file of the cache is always verified */
+    ngx_uint_t verify; /* as in the location, but a file of the cache is always verified, and what is old */
+    ngx_msec_t begun; /* before the recipe was read */
+    size_t stretch_first; /* parts [first, last) are what sendfile was given last */
+    size_t stretch_last;
+    size_t read; /* into the window, since somebody set this to 0 */
     ngx_http_cafs_cached_t *cached; /* NULL: the bytes come from packs */
     struct cafs_recipe recipe;
     struct cafs_packs packs;

@@ -126,6 +126,7 @@ static ngx_int_t ngx_http_cafs_answer_file(ngx_http_request_t *r, ngx_http_cafs_
         ctx->blob = inode->blob;
         ctx->recipe.size = inode->size;
         ctx->has_recipe = has_recipe != 0;
+        cafs_packs_hold(&ctx->packs, &ctx->recipe);
     }
     rc = ngx_http_discard_request_body(r);
     if (rc != NGX_OK)

@@ -10,6 +10,7 @@
 #define WINDOW (256 << 10)     /* read, verified and sent at a time */
 #define TURN (2 << 20)         /* sent before other connections have their turn */
 #define AHEAD (4U << 20)       /* begun to read behind a window that was not cached */
+#define STRETCH (4U << 20)     /* given to sendfile at a time */
 
 static ngx_http_output_body_filter_pt ngx_http_cafs_next_body_filter;
 
@@ -48,6 +49,7 @@ ngx_http_cafs_ctx_t *ngx_http_cafs_create_ctx(ngx_http_request_t *r, ngx_http_ca
     ctx->recipe = *recipe;
     ctx->verify = conf->verify;
     ctx->window.verify = conf->verify != 0;
+    ctx->begun = ngx_current_msec;
     /* Of its own: the store may be closed and opened anew meanwhile. */
     cafs_packs_init(&ctx->packs, fcntl(conf->site->store.packs_fd, F_DUPFD_CLOEXEC, 0));
     ctx->file.fd = NGX_INVALID_FILE;
@@ -60,8 +62,18 @@ ngx_http_cafs_ctx_t *ngx_http_cafs_create_ctx(ngx_http_request_t *r, ngx_http_ca
 
 /* -- having bytes ---------------------------------------------------------------------------- */
 
-/* The path as the client wrote it: decoded it may have line breaks in it. */
-static void ngx_http_cafs_log_chunk(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx)
+/* No damage: what nobody has any more may be given back while it is sent.  The path as the client
+ * wrote it: decoded it may have line breaks in it. */
+static void ngx_http_cafs_log_deleted(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx,
+                                      const struct cafs_extent *extent)
+{
+    ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
+                  "cafs: chunk %uL of blob %uL was deleted meanwhile, and its space given back; "
+                  "\"%V\" cannot be sent to its end",
+                  extent->chunk, ctx->blob, &r->unparsed_uri);
+}
+
+static void ngx_http_cafs_log_chunk(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, enum cafs_whereabouts where)
 {
     const struct cafs_extent *extent = &ctx->recipe.extents[ctx->window.bad];
 
@@ -75,6 +87,10 @@ static void ngx_http_cafs_log_chunk(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
                       ctx->blob, &r->unparsed_uri);
         return;
     }
+    if (where == CAFS_GONE) {
+        ngx_http_cafs_log_deleted(r, ctx, extent);
+        return;
+    }
     ngx_http_cafs_count(r, damaged, 1);
     ngx_http_cafs_suspect(r, ctx->blob);
     ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
@@ -84,20 +100,29 @@ static void ngx_http_cafs_log_chunk(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
                   &r->unparsed_uri);
 }
 
-/* A chunk that is not where it was: it may have been moved since the recipe was read. */
-static int ngx_http_cafs_moved(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx)
+/* As ngx_http_cafs_begin.  Only records of chunks will be looked at, of which none is ever pending. */
+static ngx_int_t ngx_http_cafs_begin_chunks(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, struct cafs_view *view)
+{
+    const ngx_int_t rc = ngx_http_cafs_begin(r, ctx->site, view);
+
+    /* With an index that has just been replaced the pending file is let go, and opened anew by the next. */
+    return rc == NGX_DECLINED ? ngx_http_cafs_begin(r, ctx->site, view) : rc;
+}
+
+/* A chunk that is not where it was: it may have been moved since the recipe was read, or deleted. */
+static enum cafs_whereabouts ngx_http_cafs_find_bad(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx)
 {
     struct cafs_extent *extent = &ctx->recipe.extents[ctx->window.bad];
     const uint64_t length = cafs_extent_end(&ctx->recipe, ctx->window.bad) - extent->start;
     struct cafs_view view;
-    int moved;
+    enum cafs_whereabouts where;
 
     if (ctx->cached != NULL || ctx->filled != CAFS_BAD_CHUNK ||
-        ngx_http_cafs_begin(r, ctx->site, &view) != NGX_OK)
-        return 0;
-    moved = cafs_extent_moved(&view, extent, length);
+        ngx_http_cafs_begin_chunks(r, ctx, &view) != NGX_OK)
+        return CAFS_STAYED;
+    where = cafs_extent_find(&view, extent, length);
     (void)cafs_store_end(&ctx->site->store, &view);
-    return moved;
+    return where;
 }
 
 #if (NGX_THREADS)
@@ -156,6 +181,7 @@ ngx_int_t ngx_http_cafs_post(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, ng
 ngx_int_t ngx_http_cafs_load(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, uint64_t at, uint64_t end)
 {
     struct cafs_window *window = &ctx->window;
+    enum cafs_whereabouts where;
 
     if (ctx->is_posted) {
         ctx->is_posted = 0;
@@ -171,6 +197,7 @@ ngx_int_t ngx_http_cafs_load(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, ui
         switch (ctx->filled) {
         case CAFS_FILLED:
             ctx->has_window = 1;
+            ctx->read += (size_t)(window->end - window->start);
             return NGX_OK;
         case CAFS_NOT_CACHED:
 #if (NGX_THREADS)
@@ -180,8 +207,9 @@ ngx_int_t ngx_http_cafs_load(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, ui
 #endif
         case CAFS_BAD_CHUNK:
         case CAFS_SYSTEM:
-            if (!ngx_http_cafs_moved(r, ctx)) {
-                ngx_http_cafs_log_chunk(r, ctx);
+            where = ngx_http_cafs_find_bad(r, ctx);
+            if (where != CAFS_MOVED) {
+                ngx_http_cafs_log_chunk(r, ctx, where);
                 return NGX_ERROR;
             }
             break;
@@ -204,6 +232,34 @@ static ngx_chain_t *ngx_http_cafs_link(ngx_http_request_t *r, ngx_http_cafs_ctx_
     return link;
 }
 
+/* Whether space that was freed since the recipe was read may soon be given back.  What lies in a file
+ * of its own is not touched while that is open. */
+static int ngx_http_cafs_is_old(ngx_http_cafs_ctx_t *ctx)
+{
+    return ctx->cached == NULL && ngx_current_msec - ctx->begun >= ctx->conf->grace / 2;
+}
+
+/* Whether what sendfile has been given, and has not sent yet, still is what it was. */
+static int ngx_http_cafs_is_kept(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx)
+{
+    struct cafs_view view;
+    int is_kept = 1;
+
+    if (ngx_http_cafs_begin_chunks(r, ctx, &view) != NGX_OK)
+        return 0;
+    for (size_t part = ctx->stretch_first; is_kept && part < ctx->stretch_last; part++) {
+        struct cafs_extent extent = ctx->recipe.extents[part];
+        const uint64_t length = cafs_extent_end(&ctx->recipe, part) - extent.start;
+        /* In an open pack that is removed they stay; where only holes make room they may not. */
+        is_kept = cafs_extent_find(&view, &extent, length) == CAFS_STAYED ||
+                  cafs_packs_have(&ctx->packs, &ctx->recipe, part);
+        if (!is_kept)
+            ngx_http_cafs_log_deleted(r, ctx, &extent);
+    }
+    (void)cafs_store_end(&ctx->site->store, &view);
+    return is_kept;
+}
+
 /* Chunks that are stored as they are, in one stretch of a pack: sendfile may have them, up to byte
  * *limit* of the blob. */
 static ngx_int_t ngx_http_cafs_emit_stretch(ngx_http_request_t *r, ngx_http_cafs_ctx_t *ctx, ngx_buf_t *piece,
@@ -212,6 +268,7 @@ static ngx_int_t ngx_http_cafs_emit_stretch(ngx_http_request_t *r, ngx_http_cafs
     const uint64_t at = (uint64_t)piece->file_pos;
     const struct cafs_extent *extents = ctx->recipe.extents;
     size_t part = cafs_recipe_find(&ctx->recipe, at);
+    const size_t stretch_first = part;
     const struct cafs_extent *first = &extents[part];
     uint64_t stored = first->stored;
     uint64_t end;
@@ -219,6 +276,8 @@ static ngx_int_t ngx_http_cafs_emit_stretch(ngx_http_request_t *r, ngx_http_cafs
 
     if (first->kind != CAFS_PART_CHUNK || first->codec != CAFS_CODEC_RAW || first->damaged)
         return NGX_DECLINED;
+    if (limit - at > STRETCH)
+        limit = at + STRETCH;
     while (++part < ctx->recipe.count && extents[part].start < limit &&
            extents[part].kind == CAFS_PART_CHUNK && extents[part].codec == CAFS_CODEC_RAW &&
            !extents[part].damaged && extents[part].pack == first->pack &&
@@ -230,6 +289,8 @@ static ngx_int_t ngx_http_cafs_emit_stretch(ngx_http_request_t *r, ngx_http_cafs
     fd = cafs_packs_open(&ctx->packs, first->pack);
     if (fd < 0)
         return NGX_DECLINED;
+    ctx->stretch_first = stretch_first;
+    ctx->stretch_last = part;
     ctx->pack.fd = fd;
     ctx->pack.name = r->uri;
     ctx->pack.log = r->connection->log;
@@ -252,6 +313,10 @@ static ngx_int_t ngx_http_cafs_emit(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
 
     if (!ctx->has_recipe && ngx_http_cafs_read_recipe(r, ctx) != NGX_OK)
         return NGX_ERROR;
+    if (ctx->verify != NGX_HTTP_CAFS_VERIFY_ON && ngx_http_cafs_is_old(ctx)) {
+        ctx->verify = NGX_HTTP_CAFS_VERIFY_ON;
+        ctx->window.verify = true;
+    }
     if (ctx->verify == NGX_HTTP_CAFS_VERIFY_OFF) {
         rc = ngx_http_cafs_emit_stretch(r, ctx, piece, end, b);
         if (rc != NGX_DECLINED)
@@ -289,7 +354,7 @@ static ngx_int_t ngx_http_cafs_body_filter(ngx_http_request_t *r, ngx_chain_t *i
     ngx_http_cafs_ctx_t *ctx = ngx_http_get_module_ctx(r, ngx_http_cafs_module);
     ngx_connection_t *c = r->connection;
     ngx_int_t rc = NGX_OK;
-    off_t turn = 0;
+    size_t turn = 0;
 
     if (ctx == NULL)
         return ngx_http_cafs_next_body_filter(r, in);
@@ -297,6 +362,11 @@ static ngx_int_t ngx_http_cafs_body_filter(ngx_http_request_t *r, ngx_chain_t *i
         return NGX_ERROR;
     if (r->aio)
         return NGX_AGAIN;
+    if (ctx->busy != NULL && ctx->busy->buf->in_file && ngx_buf_size(ctx->busy->buf) > 0 &&
+        ngx_http_cafs_is_old(ctx) && !ngx_http_cafs_is_kept(r, ctx)) {
+        ngx_http_cafs_cut(r);
+        return NGX_ERROR;
+    }
     if (ctx->in == NULL)
         return ngx_http_cafs_next_body_filter(r, NULL);
     r->buffered |= NGX_HTTP_CAFS_BUFFERED;
@@ -325,6 +395,7 @@ static ngx_int_t ngx_http_cafs_body_filter(ngx_http_request_t *r, ngx_chain_t *i
             if (out == NULL)
                 return NGX_ERROR;
             const int inside = piece->file_pos > 0;
+            ctx->read = 0;
             rc = ngx_http_cafs_emit(r, ctx, piece, out->buf);
             if (rc != NGX_OK) {
                 out->next = ctx->free;
@@ -341,7 +412,8 @@ static ngx_int_t ngx_http_cafs_body_filter(ngx_http_request_t *r, ngx_chain_t *i
                                      : inside            ? CAFS_READS_CACHED_INSIDE
                                                          : CAFS_READS_CACHED);
             }
-            turn += ngx_buf_size(out->buf);
+            /* What is read is work, too: a client may want a byte here and a byte there. */
+            turn += ngx_max(ctx->read, (size_t)ngx_buf_size(out->buf));
             ngx_http_cafs_count(r, bytes, ngx_buf_size(out->buf));
             if (piece->file_pos == piece->file_last) {
                 out->buf->last_buf = piece->last_buf;

@@ -197,6 +197,8 @@ ngx_int_t ngx_http_cafs_read_recipe(ngx_http_request_t *r, ngx_http_cafs_ctx_t *
             if (outcome == CAFS_DAMAGED)
                 ngx_http_cafs_log_fault(r, &view.fault);
             ctx->has_recipe = 1;
+            if (outcome == CAFS_OK)
+                cafs_packs_hold(&ctx->packs, &ctx->recipe);
             return outcome == CAFS_OK ? NGX_OK : NGX_ERROR;
         }
         cafs_recipe_free(&ctx->recipe);

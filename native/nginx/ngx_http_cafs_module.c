@@ -26,6 +26,8 @@ static ngx_command_t ngx_http_cafs_commands[] = {
     {ngx_string("cafs_verify"), NGX_HTTP_MAIN_CONF | NGX_HTTP_SRV_CONF | NGX_HTTP_LOC_CONF | NGX_CONF_TAKE1,
      ngx_conf_set_enum_slot, NGX_HTTP_LOC_CONF_OFFSET, offsetof(ngx_http_cafs_loc_conf_t, verify),
      ngx_http_cafs_verify},
+    {ngx_string("cafs_grace"), NGX_HTTP_MAIN_CONF | NGX_HTTP_SRV_CONF | NGX_HTTP_LOC_CONF | NGX_CONF_TAKE1,
+     ngx_conf_set_msec_slot, NGX_HTTP_LOC_CONF_OFFSET, offsetof(ngx_http_cafs_loc_conf_t, grace), NULL},
     {ngx_string("cafs_signed_secret_file"), NGX_HTTP_LOC_CONF | NGX_CONF_TAKE1, ngx_conf_set_str_slot,
      NGX_HTTP_LOC_CONF_OFFSET, offsetof(ngx_http_cafs_loc_conf_t, secret_file), NULL},
     {ngx_string("cafs_status"), NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS, ngx_http_cafs_status_slot,
@@ -46,8 +48,10 @@ static void *ngx_http_cafs_create_loc_conf(ngx_conf_t *cf)
 {
     ngx_http_cafs_loc_conf_t *conf = ngx_pcalloc(cf->pool, sizeof *conf);
 
-    if (conf != NULL)
+    if (conf != NULL) {
         conf->verify = NGX_CONF_UNSET_UINT;
+        conf->grace = NGX_CONF_UNSET_MSEC;
+    }
     return conf;
 }
 
@@ -61,6 +65,7 @@ static char *ngx_http_cafs_merge_loc_conf(ngx_conf_t *cf, void *parent, void *ch
     ngx_conf_merge_str_value(conf->fallback, above->fallback, "");
     ngx_conf_merge_str_value(conf->pending, above->pending, "");
     ngx_conf_merge_uint_value(conf->verify, above->verify, NGX_HTTP_CAFS_VERIFY_ON);
+    ngx_conf_merge_msec_value(conf->grace, above->grace, 60000);
     if (conf->store.len == 0) {
         /* What `if` and `limit_except` make is a part of the location around it. */
         if (above->site != NULL && (clcf->noname || clcf->lmt_excpt) && clcf->handler == NULL) {

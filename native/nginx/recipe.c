@@ -47,6 +47,7 @@ static enum cafs_outcome read_chunk(struct cafs_view *view, uint64_t number, uin
         return damaged(view, CAFS_CHUNKS, number, "a chunk that is stored raw has two lengths");
     if (chunk.codec > CAFS_CODEC_ZSTD || length > CAFS_RAW_MAX)
         return CAFS_FOREIGN;
+    extent->identity = cafs_le64(chunk.sha256);
     extent->u.xxh3 = chunk.xxh3;
     extent->pack = chunk.pack;
     extent->offset = chunk.offset;
@@ -188,16 +189,38 @@ enum cafs_outcome cafs_recipe_read(struct cafs_view *view, uint64_t number, uint
     return outcome;
 }
 
-bool cafs_extent_moved(struct cafs_view *view, struct cafs_extent *extent, uint64_t length)
+/* Whether the record of this number is missing, or was made for other content since. */
+static bool is_gone(struct cafs_view *view, const struct cafs_extent *extent)
+{
+    uint8_t key[CAFS_NUMBER_KEY];
+    struct cafs_value value;
+    struct cafs_chunk chunk;
+
+    cafs_number_key(key, extent->chunk);
+    switch (cafs_fetch(view, CAFS_CHUNKS, extent->chunk, key, sizeof key, &value)) {
+    case CAFS_OK:
+        return cafs_read_chunk(&chunk, value.data, value.length) && cafs_le64(chunk.sha256) != extent->identity;
+    case CAFS_NOT_FOUND:
+        return true;
+    default:
+        return false;
+    }
+}
+
+enum cafs_whereabouts cafs_extent_find(struct cafs_view *view, struct cafs_extent *extent, uint64_t length)
 {
     struct cafs_extent now = *extent;
 
-    if (extent->kind != CAFS_PART_CHUNK || read_chunk(view, extent->chunk, length, &now) != CAFS_OK)
-        return false;
+    if (extent->kind != CAFS_PART_CHUNK)
+        return CAFS_STAYED;
+    if (is_gone(view, extent))
+        return CAFS_GONE;
+    if (read_chunk(view, extent->chunk, length, &now) != CAFS_OK)
+        return CAFS_STAYED;
     if (now.pack == extent->pack && now.offset == extent->offset && now.damaged == extent->damaged)
-        return false;
+        return CAFS_STAYED;
     *extent = now;
-    return !now.damaged;
+    return now.damaged ? CAFS_STAYED : CAFS_MOVED;
 }
 
 void cafs_recipe_free(struct cafs_recipe *recipe)

@@ -14,6 +14,7 @@
 struct cafs_extent {
     uint64_t start; /* its first byte in the blob */
     uint64_t chunk; /* CAFS_PART_CHUNK: number of the record, to look it up again */
+    uint64_t identity; /* the same: of its content; after a rebuild the number may be another's */
     union {
         uint64_t xxh3;    /* CAFS_PART_CHUNK: of the stored bytes */
         uint64_t literal; /* CAFS_PART_LITERAL: where it begins in `literals` */
@@ -41,8 +42,14 @@ struct cafs_recipe {
 enum cafs_outcome cafs_recipe_read(struct cafs_view *view, uint64_t blob, uint64_t size,
                                    struct cafs_recipe *recipe);
 
-/* Look up again where a chunk lies; true if that is elsewhere than *extent says, which is put right. */
-bool cafs_extent_moved(struct cafs_view *view, struct cafs_extent *extent, uint64_t length);
+enum cafs_whereabouts {
+    CAFS_STAYED, /* or nobody can say */
+    CAFS_MOVED,
+    CAFS_GONE /* nothing in the store has its content by this number any more */
+};
+
+/* Look up again where a chunk lies.  If that is elsewhere than *extent* says, it is put right. */
+enum cafs_whereabouts cafs_extent_find(struct cafs_view *view, struct cafs_extent *extent, uint64_t length);
 
 void cafs_recipe_free(struct cafs_recipe *recipe);
 

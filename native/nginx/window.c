@@ -60,6 +60,19 @@ int cafs_packs_open(struct cafs_packs *packs, uint32_t number)
     return fd;
 }
 
+void cafs_packs_hold(struct cafs_packs *packs, const struct cafs_recipe *recipe)
+{
+    uint32_t last = 0;
+
+    for (size_t part = 0; part < recipe->count && packs->used < CAFS_OPEN_PACKS; part++) {
+        const struct cafs_extent *extent = &recipe->extents[part];
+        if (extent->kind != CAFS_PART_CHUNK || extent->pack == last)
+            continue;
+        last = extent->pack;
+        (void)cafs_packs_open(packs, last);
+    }
+}
+
 static bool grow(uint8_t **bytes, size_t *space, size_t wanted)
 {
     if (wanted <= *space)
@@ -255,6 +268,17 @@ enum cafs_fill cafs_window_fill(struct cafs_window *window, const struct cafs_re
         target += to - from;
     }
     return CAFS_FILLED;
+}
+
+bool cafs_packs_have(struct cafs_packs *packs, const struct cafs_recipe *recipe, size_t part)
+{
+    const uint64_t start = recipe->extents[part].start;
+    struct cafs_window window = {.verify = true};
+
+    const bool are_right = cafs_window_plan(&window, recipe, start, start + 1, 0) &&
+                           cafs_window_fill(&window, recipe, packs, false) == CAFS_FILLED;
+    cafs_window_free(&window);
+    return are_right;
 }
 
 void cafs_window_ahead(const struct cafs_window *window, const struct cafs_recipe *recipe,

@@ -11,7 +11,7 @@
 #define CAFS_OPEN_PACKS 16
 
 /* The packs that a request has open.  Kept open, so that a pack that is compacted away meanwhile can
- * still be read. */
+ * still be read: for 4 GB in packs of the usual size there are places enough. */
 struct cafs_packs {
     int directory; /* borrowed */
     unsigned used;
@@ -51,6 +51,10 @@ void cafs_packs_adopt(struct cafs_packs *packs, uint32_t number, int fd);
 /* The descriptor of a pack, or -1 with errno. */
 int cafs_packs_open(struct cafs_packs *packs, uint32_t number);
 
+/* Open the packs of a recipe, as many as there are places for.  What cannot be opened is noticed when
+ * it is read. */
+void cafs_packs_hold(struct cafs_packs *packs, const struct cafs_recipe *recipe);
+
 /* Choose the parts from the one that has byte *at* on: up to *wanted* bytes, but at least one part
  * (of a hole at most *wanted* bytes), none that begins at *end* or behind.  False: no memory. */
 bool cafs_window_plan(struct cafs_window *window, const struct cafs_recipe *recipe, uint64_t at, uint64_t end,
@@ -59,6 +63,9 @@ bool cafs_window_plan(struct cafs_window *window, const struct cafs_recipe *reci
 /* Fill what was planned.  With *cached_only* nothing is waited for. */
 enum cafs_fill cafs_window_fill(struct cafs_window *window, const struct cafs_recipe *recipe,
                                 struct cafs_packs *packs, bool cached_only);
+
+/* Whether the bytes of a chunk are still where it lay, and right.  Waits for the disk. */
+bool cafs_packs_have(struct cafs_packs *packs, const struct cafs_recipe *recipe, size_t part);
 
 /* Ask the kernel to begin reading what comes behind the window, up to *bytes* of the blob, and lies
  * elsewhere.  What goes on in the same pack it reads ahead by itself, and better: into large folios,

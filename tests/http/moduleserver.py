@@ -178,10 +178,12 @@ http {{
 
 
 @contextlib.contextmanager
-def serving(*options: str, user: str = "root", more: str = "") -> Iterator[ModuleServer]:
-    """A started server over a started mount."""
+def serving(
+    *options: str, user: str = "root", more: str = "", store: Path | None = None
+) -> Iterator[ModuleServer]:
+    """A started server over a started mount, of a copy of *store* if there is one."""
     need_sources()
-    mount = Mount(*options)
+    mount = Mount(*options, store=store)
     server = None
     try:
         server = ModuleServer(mount, user, more)

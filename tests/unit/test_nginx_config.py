@@ -67,6 +67,13 @@ def test_every_location_asks_for_a_password_or_a_link(backend: Indexed | Directo
     assert " root " not in text_of(backend)
 
 
+def test_the_module_hears_of_another_grace() -> None:
+    assert "cafs_grace" not in text_of()
+    text = text_of(dataclasses.replace(STORE, grace_s=1.5))
+    assert text.count("cafs_grace 1500ms;") == text.count("cafs /s;") > 0
+    assert "cafs_grace" not in text_of(dataclasses.replace(STORE, grace_s=1.5, module=None))
+
+
 def test_the_method_is_looked_at_before_the_link() -> None:
     for name, methods in (("/read/", "GET|HEAD"), ("/write/", "PUT")):
         for body in locations(text_of())[name]:
