@@ -66,7 +66,7 @@ def secret_include(secret: str) -> str:
     return f'geo $cafs_link_secret {{ default "{escaped}"; }}\n'
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """*path* as a word of nginx's configuration; raises :class:`ConfigError`."""
     text = str(path)
     if "$" in text or "\n" in text:
@@ -312,7 +312,7 @@ class _Writer:
     def _link(self, name: str) -> list[str]:
         if isinstance(self.backend, Directory):
             dav = ["dav_methods PUT;", "create_full_put_path on;"] if name == "write" else []
-            return [*dav, f"alias {quoted(self.backend.root)}/;"]
+            return [*dav, f"alias {quoted(f'{self.backend.root}/')};"]
         if name == "write":
             return ["proxy_pass http://cafs_daemon;"]
         return self._tree(f"/{name}/")
@@ -324,7 +324,7 @@ class _Writer:
             dav = ["dav_methods PUT DELETE COPY;", "create_full_put_path on;"]
             if self.nginx.module(DAV_EXT_MODULE) is not None:
                 dav.append("dav_ext_methods PROPFIND;")
-            return [*dav, f"alias {quoted(backend.root)}/;"]
+            return [*dav, f"alias {quoted(f'{backend.root}/')};"]
         if backend.module is None:
             return ["proxy_pass http://cafs_daemon;", *nginx_cut.GET]
         lines = [f"cafs {quoted(backend.store)};", "cafs_fallback @daemon;"]

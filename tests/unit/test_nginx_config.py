@@ -67,6 +67,12 @@ def test_every_location_asks_for_a_password_or_a_link(backend: Indexed | Directo
     assert " root " not in text_of(backend)
 
 
+def test_a_mountpoint_of_any_name_is_one_word() -> None:
+    text = text_of(Directory(Path("/var/vcap/the blobs; all")))
+    assert re.findall(r"alias (.+);", text)
+    assert set(re.findall(r"alias (.+);", text)) == {'"/var/vcap/the blobs; all/"'}
+
+
 def test_the_module_hears_of_another_grace() -> None:
     assert "cafs_grace" not in text_of()
     text = text_of(dataclasses.replace(STORE, grace_s=1.5))
