@@ -94,7 +94,13 @@ class DamageReporter:
                 await self._store.commit()
             except CafsError as error:
                 log.warning("what is damaged could not be marked: %s", error)
-            await self._name(waiting)
+            try:
+                await self._name(waiting)
+            except OSError as error:
+                # As when another cafs was installed in place of the one that runs.
+                log.warning("the paths of what is damaged are not known: %s", error)
+            except Exception:
+                log.exception("defect in naming what is damaged")
             await trio.sleep(PAUSE_S)
 
     async def _name(self, waiting: dict[Ino, CafsError]) -> None:

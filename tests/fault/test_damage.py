@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cafs.index import layout
 from cafs.types import ROOT, ChunkNo, Extent, Ino
 from cafs.view import View
 from tests.fault.smalldisk import wait_until
+from tests.mount import mounted
 from tests.mount.mounted import Mount
 from tests.unit.damaged_index import break_leaf, break_root, flip
 
@@ -137,6 +139,23 @@ def test_a_flipped_byte_is_eio_for_exactly_the_files_that_have_it(filled: Mount)
     assert f"chunk {number}:" in _log(filled)
     assert f"blob={sha256}" in _log(filled)
     assert control.call(filled.store, "status")["damaged_reads_count"] > 0
+    filled.unmount()
+
+
+def test_damage_ends_no_mount_whose_program_was_replaced(
+    filled: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import sys, types; from cafs.mount import damage; from cafs.cli.main import main; "
+        "damage.sys = types.SimpleNamespace(executable='/nonexistent/python'); sys.exit(main())"
+    )
+    _flip(filled.store, "alone")
+    monkeypatch.setattr(mounted, "COMMAND", (sys.executable, "-c", script))
+    filled.start()
+    with pytest.raises(OSError, match="Input/output error"):
+        (filled.root / "alone").read_bytes()
+    wait_until("it is said", lambda: "of what is damaged are not known: [Errno 2]" in _log(filled))
+    assert (filled.root / "many" / "file 0").read_bytes() == _expected()["many/file 0"]
     filled.unmount()
 
 
