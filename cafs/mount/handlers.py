@@ -146,11 +146,11 @@ class Handlers(DirectoryHandlers):
         now = self._store.clock.now_ns()
         # Size and holes are the draft's business, not the record's.
         new = new._replace(size=record.size, blob=record.blob, aux=record.aux, ctime_ns=now)
+        # First what may meet damage.
+        acl = self._tree.xattrs.get(ino, ACCESS) if chmod else None
+        if acl is not None:
+            self._tree.xattrs.put(ino, ACCESS, permissions.acl_after_chmod(acl, new.mode))
         self._tree.inodes.put(ino, new)
-        if chmod:
-            acl = self._tree.xattrs.get(ino, ACCESS)
-            if acl is not None:
-                self._tree.xattrs.put(ino, ACCESS, permissions.acl_after_chmod(acl, new.mode))
 
     @handler
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

@@ -75,11 +75,13 @@ class XattrHandlers(pyfuse3.Operations):
             if mode & stat.S_ISGID and not in_group(attr.gid, ctx):
                 # The kernel's word for it (FUSE_SETXATTR_ACL_KILL_SGID) reaches no handler.
                 mode &= ~stat.S_ISGID
-            self._tree.inodes.put(ino, attr._replace(mode=mode))
+            attr = attr._replace(mode=mode)
         if plain or not entries:
             self._tree.xattrs.remove(ino, name)
         else:
+            # May be refused, and then the mode stays as it is, too.
             self._tree.xattrs.put(ino, name, value)
+        self._tree.inodes.put(ino, attr)
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:

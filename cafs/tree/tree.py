@@ -22,7 +22,7 @@ from cafs.tree import permissions
 from cafs.tree.detached import Detached, is_detached
 from cafs.tree.inodes import Inodes
 from cafs.tree.names import Found, Names
-from cafs.tree.xattrs import Xattrs
+from cafs.tree.xattrs import Xattrs, check_fit
 from cafs.types import NO_BLOB, ROOT, Attr, BlobNo, DirEntry, Ino
 
 NAME_MAX = 255
@@ -128,24 +128,30 @@ class Tree:
             if is_directory:
                 mode |= stat.S_ISGID
         default = None if stat.S_ISLNK(mode) else self.xattrs.get(parent, permissions.DEFAULT)
-        access = None
+        acls: dict[bytes, bytes] = {}
         if default is not None:
             mode, access = permissions.inherited(default, mode)
+            if access is not None:
+                acls[permissions.ACCESS] = access
+            if is_directory:
+                acls[permissions.DEFAULT] = default
+            # All that may be refused is refused before anything is made.
+            check_fit(acls)
+        self._need_room(parent, name)
         now = self._clock.now_ns()
         ino = self.inodes.allocate()
         size = DIRECTORY_SIZE if is_directory else len(target) if target is not None else 0
         aux = parent if is_directory else rdev
         nlink = 2 if is_directory else 1
         attr = Attr(mode, uid, gid, nlink, size, now, now, now, NO_BLOB, aux, 0)
-        self._enter(parent, name, ino, mode, now, subdirectories=int(is_directory))
+        # First what may meet damage: it looks for what has this number.
         self.inodes.put(ino, attr)
+        self._enter(parent, name, ino, mode, now, subdirectories=int(is_directory))
         self.xattrs.is_new(ino)
         if target is not None:
             self._overlay.put(layout.SYMLINKS, layout.u48(ino), target)
-        if access is not None:
-            self.xattrs.put(ino, permissions.ACCESS, access)
-        if default is not None and is_directory:
-            self.xattrs.put(ino, permissions.DEFAULT, default)
+        for acl, value in acls.items():
+            self.xattrs.put(ino, acl, value)
         return ino
 
     def link(self, ino: Ino, parent: Ino, name: bytes) -> None:
@@ -203,8 +209,8 @@ class Tree:
         subdirectories: int,
         replaced: Found | None,
     ) -> Ino | None:
-        if replaced is None and self.names.place(parent, name) is None:
-            raise FsError(errno.ENOSPC, "too many names of this directory collide")
+        if replaced is None:
+            self._need_room(parent, name)
         now = self._clock.now_ns()
         gone = self._replace(parent, attr, replaced, now) if replaced is not None else None
         is_directory = int(stat.S_ISDIR(attr.mode))
@@ -214,13 +220,16 @@ class Tree:
         self.inodes.named(ino)
         return gone
 
-    def _enter(
-        self, parent: Ino, name: bytes, ino: Ino, mode: int, now: int, subdirectories: int = 0
-    ) -> None:
+    def _need_room(self, parent: Ino, name: bytes) -> tuple[int, bool]:
         place = self.names.place(parent, name)
         if place is None:
             raise FsError(errno.ENOSPC, "too many names of this directory collide")
-        cookie, displaced = place
+        return place
+
+    def _enter(
+        self, parent: Ino, name: bytes, ino: Ino, mode: int, now: int, subdirectories: int = 0
+    ) -> None:
+        cookie, displaced = self._need_room(parent, name)
         self.names.put(parent, cookie, name, ino, mode >> 12)
         self._touch_directory(parent, now, 1, subdirectories, displaced=displaced)
 
@@ -315,6 +324,8 @@ class Tree:
         if flags & RENAME_EXCHANGE:
             if replaced is None:
                 raise FsError(errno.ENOENT)
+            self._not_removed(parent, source)
+            self._not_removed(new_parent, target)
             self._exchange(parent, moved, name, new_parent, replaced, new_name)
             return None
         if replaced is not None and flags & RENAME_NOREPLACE:
@@ -322,8 +333,8 @@ class Tree:
         if replaced is not None and replaced.ino == moved.ino:
             return None
         self._not_removed(new_parent, target)
-        if replaced is None and self.names.place(new_parent, new_name) is None:
-            raise FsError(errno.ENOSPC, "too many names of this directory collide")
+        if replaced is None:
+            self._need_room(new_parent, new_name)
         now = self._clock.now_ns()
         gone = None
         if replaced is not None:

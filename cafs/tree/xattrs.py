@@ -7,6 +7,7 @@ must fit one block (xattr(7); Documentation/filesystems/ext4/attributes.rst in t
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 
 from cafs.errors import FsError
 from cafs.index import layout
@@ -48,13 +49,9 @@ class Xattrs:
         """Set a value.  Raises FsError ERANGE (name), ENOSPC (what does not fit a block)."""
         if len(name) > NAME_MAX:
             raise FsError(errno.ERANGE)
-        used = _BLOCK_HEADER + _BLOCK_END + _space(name, value)
         prefix = layout.u48(ino)
-        for key, other in self._overlay.scan(layout.XATTRS, prefix, prefix):
-            if key[6:] != name:
-                used += _space(key[6:], other)
-        if used > BLOCK:
-            raise FsError(errno.ENOSPC)
+        there = self._overlay.scan(layout.XATTRS, prefix, prefix)
+        check_fit({key[6:]: other for key, other in there} | {name: value})
         self._overlay.put(layout.XATTRS, layout.xattr_key(ino, name), value)
         self._none.discard(ino)
 
@@ -86,6 +83,13 @@ class Xattrs:
     def forget(self) -> None:
         """Let go of what is known without a look."""
         self._none.clear()
+
+
+def check_fit(attributes: Mapping[bytes, bytes]) -> None:
+    """Raise FsError(ENOSPC) unless one inode may have all of these."""
+    used = sum(_space(name, value) for name, value in attributes.items())
+    if _BLOCK_HEADER + _BLOCK_END + used > BLOCK:
+        raise FsError(errno.ENOSPC)
 
 
 def _space(name: bytes, value: bytes) -> int:

@@ -16,6 +16,7 @@ from tests.mount.conftest import Place
 from tests.mount.syscalls import as_user, fails, outcome
 
 ME, SOMEONE, GROUP = 4001, 4002, 4100
+NOBODY = 0xFFFFFFFF
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 
 pytestmark = [
@@ -219,3 +220,19 @@ def test_acl_survives_copies(place: Place) -> None:
     subprocess.run(["cp", "-a", source, place / "copy"], check=True)
     for name in ("", "f"):
         assert _get(place / "copy" / name) == _get(source / name)
+
+
+def test_what_cannot_inherit_an_acl_is_not_made(place: Place) -> None:
+    parent = place / "d"
+    parent.mkdir()
+    users = [(2, 7, 10_000 + number) for number in range(300)]
+    entries = [(1, 7, NOBODY), *users, (4, 5, NOBODY), (16, 7, NOBODY), (32, 5, NOBODY)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(parent, DEFAULT, acl)
+    # A directory would have it twice.
+    for _ in range(2):
+        with fails(errno.ENOSPC):
+            (parent / "sub").mkdir()
+        assert not (parent / "sub").exists()
+    assert os.listdir(parent) == []
+    (parent / "file").touch()

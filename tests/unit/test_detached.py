@@ -17,6 +17,7 @@ from cafs.newstore import create
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
 from cafs.tree.detached import is_detached
+from cafs.tree.tree import RENAME_EXCHANGE
 from cafs.types import ROOT, Ino
 from cafs.view import View
 from tests.model.storethread import QUIET, StoreThread
@@ -319,3 +320,22 @@ def test_a_hundred_thousand_names_are_taken_out_without_holding_anybody_up(path:
 
     in_store(path, work)
     assert_sound(path)
+
+
+@pytest.mark.parametrize("there", ["from", "to"])
+def test_nothing_is_exchanged_with_what_lies_in_a_removed_directory(path: Path, there: str) -> None:
+    async def work(store: Store) -> None:
+        tree = store.tree
+        removed = tree.create(ROOT, b"removed", DIRECTORY, 0, 0)
+        tree.create(removed, b"in", FILE, 0, 0)
+        live = tree.create(ROOT, b"live", FILE, 0, 0)
+        tree.detach(ROOT, b"removed")
+        one, two = (ROOT, b"live"), (removed, b"in")
+        if there == "from":
+            one, two = two, one
+        with pytest.raises(FsError) as caught:
+            tree.rename(*one, *two, RENAME_EXCHANGE)
+        assert caught.value.errno == errno.ENOENT
+        assert tree.lookup(ROOT, b"live") == live
+
+    in_store(path, work)
