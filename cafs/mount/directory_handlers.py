@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+
 import pyfuse3
 from pyfuse3 import RequestContext
 
@@ -44,7 +46,13 @@ class DirectoryHandlers(XattrHandlers):
             return
         if start_id < DOT_DOT:
             parent = Ino(attr.aux)
-            if not reply(token, b"..", entry(parent, self._contents.attr(parent)), DOT_DOT):
+            try:
+                above = entry(parent, self._contents.attr(parent))
+            except CafsError as error:
+                # The damage of another directory is no reason not to list this one.
+                self._damage.notice("readdir", parent, error)
+                above = unknown(parent, stat.S_IFDIR >> 12)
+            if not reply(token, b"..", above, DOT_DOT):
                 return
         get, told = self._contents.attr, self._known.told
         for found in self._tree.listing(directory, max(start_id, DOT_DOT)):

@@ -131,6 +131,9 @@ class Handlers(DirectoryHandlers):
             if new == old and not fields.update_size:
                 return self._entry(ino)
             raise
+        await self._store.make_room()
+        self._contents.save_times(ino)
+        new = wanted(self._tree.inodes.get(ino), attr, fields)
         if fields.update_size:
             privileged = ctx.uid == 0
             await self._contents.truncate(ino, attr.st_size, privileged=privileged)
@@ -210,6 +213,7 @@ class Handlers(DirectoryHandlers):
         """Make a hard link."""
         self._known.asked(new_parent_inode)
         self._store.space.admit(0)
+        await self._store.make_room()
         self._contents.save_times(Ino(inode))
         self._tree.link(Ino(inode), Ino(new_parent_inode), new_name)
         return self._entry(Ino(inode))
@@ -231,6 +235,7 @@ class Handlers(DirectoryHandlers):
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
         self._store.space.admit_removal()
+        await self._store.make_room()
         self._tree.rmdir(Ino(parent_inode), name)
 
     @handler
@@ -311,7 +316,13 @@ class Handlers(DirectoryHandlers):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file and open it."""
         mode = mode & 0o7777 | stat.S_IFREG
-        ino = await self._create(parent_inode, name, mode, ctx)
+        try:
+            ino = await self._create(parent_inode, name, mode, ctx)
+        except FsError as error:
+            if error.errno == errno.EEXIST and not flags & os.O_EXCL:
+                # It came over HTTP since the kernel looked, which looks again at this.
+                raise FsError(errno.ESTALE) from None
+            raise
         return self._open(ino, flags, ctx), self._entry(ino)
 
     @handler

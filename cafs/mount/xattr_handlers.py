@@ -1,7 +1,8 @@
 """Extended attributes and ACLs over FUSE: translation only.
 
-Invariant: no handler here has a checkpoint.  pyfuse3 asks for an attribute and then sets it when
-a program wants it to be new, or replaced, and nothing may come between the two.
+Invariant: no handler here has a checkpoint before it has read or set an attribute.  pyfuse3 asks
+for one and then sets it when a program wants it to be new, or replaced, and nothing may come
+between the two.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import stat
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext
 
-from cafs.errors import FsError
+from cafs.errors import CafsError, FsError
 from cafs.mount.translate import handler
 from cafs.store import Store
 from cafs.tree import permissions
@@ -52,8 +53,11 @@ class XattrHandlers(pyfuse3.Operations):
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Set an extended attribute, or an ACL, which may be all in the mode."""
-        ino = Ino(inode)
-        self._store.space.admit(0)
+        ino, store = Ino(inode), self._store
+        store.space.admit(0)
+        problem = store.committer.error
+        if problem is not None and store.overlay.pending > store.overlay_limit:
+            raise problem
         if name in (ACCESS, DEFAULT):
             self._set_acl(ino, name, value, ctx)
         elif name in XATTR_NAMESPACES:
@@ -63,6 +67,11 @@ class XattrHandlers(pyfuse3.Operations):
         else:
             raise FsError(errno.EOPNOTSUPP)
         self._changed(ino)
+        try:
+            await store.make_room()
+        except CafsError:
+            # It is set; the next one hears of it.
+            pass
 
     def _set_acl(self, ino: Ino, name: bytes, value: bytes, ctx: RequestContext) -> None:
         entries = permissions.parse_acl(value)
@@ -87,6 +96,8 @@ class XattrHandlers(pyfuse3.Operations):
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an extended attribute."""
         self._store.space.admit_removal()
+        # Between the two of a pair there is no moment in which this could end.
+        await self._store.make_room()
         if not self._tree.xattrs.remove(Ino(inode), name):
             raise FUSEError(_missing(name))
         self._changed(Ino(inode))
@@ -104,4 +115,10 @@ def _missing(name: bytes) -> int:
 
 def in_group(gid: int, ctx: RequestContext) -> bool:
     """Whether the caller may use the group's rights, as root always may."""
-    return ctx.uid == 0 or gid == ctx.gid or gid in pyfuse3.get_sup_groups(ctx.pid)
+    if ctx.uid == 0 or gid == ctx.gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except OSError:
+        # It has ended, or lives in a pid namespace that is not seen from here.
+        return False
