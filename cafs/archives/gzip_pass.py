@@ -17,7 +17,7 @@ from cafs.archives.gzip_format import KEPT_MAX, Begin, End, Event, GzipReader, H
 from cafs.archives.inner import InnerWriter
 from cafs.archives.inside import Inside
 from cafs.archives.nested_file import NestedFile, Room
-from cafs.archives.segments import Bounds, LeftError, Segment
+from cafs.archives.segments import Bounds, LeftError, Segment, UnmadeError
 from cafs.archives.tar_format import Kind, Stretch, TarSplitter
 from cafs.archives.trial import Guess, Sample
 from cafs.blobs import recipe
@@ -113,7 +113,7 @@ class GzipPass:
             try:
                 self._stream.advance(self._nested_bytes + inside)
             except NoEngineError:
-                raise LeftError("no engine makes this stream") from None
+                raise UnmadeError("no engine makes this stream") from None
         self._recent_at += len(piece)
 
     def _take(self, event: Event) -> None:
@@ -124,7 +124,7 @@ class GzipPass:
             try:
                 self._stream.raw(event.data)
             except NoEngineError:
-                raise LeftError("no engine makes this stream") from None
+                raise UnmadeError("no engine makes this stream") from None
         elif isinstance(event, Kept):
             if len(event.data) > KEPT_MAX:
                 raise LeftError("a header of unusual length")
@@ -137,7 +137,7 @@ class GzipPass:
             try:
                 self._segments.append(self._stream.end(event.length))
             except NoEngineError:
-                raise LeftError("no engine makes this stream") from None
+                raise UnmadeError("no engine makes this stream") from None
             self._stream = None
         else:
             self._leave_rest(event.start, event.reason)

@@ -11,13 +11,15 @@ from typing import Final
 
 import trio
 
-from cafs.archives import zip_format
+from cafs.archives import zip_format, zlib_engine
 from cafs.archives.engine import Engine
+from cafs.archives.engine_kinds import KINDS
 from cafs.archives.engines import Engines
 from cafs.archives.gzip_format import Header
 from cafs.archives.gzip_pass import GzipPass
 from cafs.archives.inner import InnerWriter
 from cafs.archives.inside import Inside, NestedSeen
+from cafs.archives.kind import ZIP
 from cafs.archives.nested_file import STAND_INS
 from cafs.archives.segments import Bounds, LeftError
 from cafs.archives.trial import Guess, Sample, Seen, Trials
@@ -83,6 +85,11 @@ class Passes:
             return trials.guesses(sample, engines)
 
         return ZipPass(inner, outer, guesses, self._bounds, members, size)
+
+    def complete(self, kind: str) -> bool:
+        """Whether all engines may be used that are known to make archives of a kind."""
+        there = {engine.kind for engine in self._engines.anew()}
+        return there.issuperset((zlib_engine.KIND,) if kind == ZIP else KINDS)
 
     def _ready(self) -> list[Engine]:
         engines = self._engines.anew()

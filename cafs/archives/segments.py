@@ -22,6 +22,10 @@ class LeftError(CafsError):
     """An archive is left as it is, for a reason that will not change."""
 
 
+class UnmadeError(LeftError):
+    """No engine that is here makes it: one that is missing or refused may be the one."""
+
+
 class Bounds(NamedTuple):
     """How much may come out of an archive."""
 

@@ -29,7 +29,13 @@ from cafs.archives.own_bytes import own_bytes
 from cafs.archives.passes import Passes
 from cafs.archives.proof import PATIENCE_S, PartIndex, Proof, rebuild_and_compare
 from cafs.archives.rebuild import EngineOf, Source, recipe_of
-from cafs.archives.segments import Bounds, LeftError, engines_of_choice, outer_recipe
+from cafs.archives.segments import (
+    Bounds,
+    LeftError,
+    UnmadeError,
+    engines_of_choice,
+    outer_recipe,
+)
 from cafs.archives.work import Work
 from cafs.archives.zip_pass import ZipPass
 from cafs.blobs.blobs import Blobs
@@ -156,6 +162,8 @@ class TakeApart:
                     work = Work(around.ingest, around.blobs, depth)
                     reason, lasting = await self._try(blob, record, kind, work)
                     depth = work.tried_depth - 1 if lasting else -1
+            if work is not None and work.unmade and not self._passes.complete(kind):
+                lasting = False
             if lasting and self._may(blob):
                 around.blobs.aged.leave(blob)
         finally:
@@ -221,6 +229,7 @@ class TakeApart:
             await self._prove_one_choice(blob, record, work)
             await self._weigh(blob, work)
         except LeftError as error:
+            work.unmade = isinstance(error, UnmadeError)
             return str(error), True
         except EngineError as error:
             return str(error), False
@@ -333,7 +342,7 @@ class TakeApart:
                     continue
                 if isinstance(error, EngineError):
                     raise
-                raise LeftError(f"it is not rebuilt as it was: {error}") from error
+                raise UnmadeError(f"it is not rebuilt as it was: {error}") from error
             await self._draft_outer(work, choice, parts)
             return
 

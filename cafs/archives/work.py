@@ -30,6 +30,8 @@ class Work:
         self.inner_no = blobs.aged.begin()
         self.outer_no: BlobNo | None = None
         self.swapped = False
+        self.unmade = False
+        """Whether it is left because no engine that is here makes it."""
         self.inner_sha256 = b""
         self.segments: list[Segment] = []
         self.pinned: list[Part] = []

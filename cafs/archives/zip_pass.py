@@ -14,7 +14,7 @@ from typing import Final
 from cafs.archives.deflated import DeflatedStream, NoEngineError, Stream
 from cafs.archives.inner import InnerWriter
 from cafs.archives.member import STEP, DeflatedMember
-from cafs.archives.segments import Bounds, LeftError, Segment
+from cafs.archives.segments import Bounds, Segment, UnmadeError
 from cafs.archives.trial import Guess, Sample
 from cafs.archives.zip_format import Member
 from cafs.blobs.recipe import Part
@@ -150,10 +150,10 @@ class ZipPass:
         yield
 
     def finish(self) -> list[Segment]:
-        """What it consists of, behind end().  Raises LeftError, DiskFullError and its kin."""
+        """What it consists of, behind end().  Raises UnmadeError, DiskFullError and its kin."""
         made = sum(length for stream in self._streams for length, _ in stream.pieces)
         if made <= self._left_bytes or made * 2 < self._size:
-            raise LeftError("no engine makes most of its members")
+            raise UnmadeError("no engine makes most of its members")
         self._outer.finish()
         return [
             self._streams[part.ref] if part.kind == _MARK else part

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 from cafs.archive_options import ArchiveOptions
-from cafs.archives import take_apart
+from cafs.archives import gnu_gzip, take_apart, zlib_engine
 from cafs.blobs import recipe
 from cafs.errors import RebuildError
 from cafs.index.layout import BLOB_AGED, BLOB_LEFT
@@ -36,6 +36,7 @@ from tests.unit.archived import (
     sources,
     tar,
 )
+from tests.unit.engine_samples import MACHINE_GZIP
 from tests.unit.small_store import findings, noise, write
 
 pytestmark = pytest.mark.timeout(60)
@@ -155,6 +156,38 @@ def made_by_zlib(level: int, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
                 setattr(member, "_compressor", made)  # noqa: B010
                 member.write(data)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zip"])
+def test_what_an_engine_makes_that_is_missing_is_not_left_for_good(
+    tmp_path: Path, kind: str
+) -> None:
+    data = ARCHIVES[kind]()
+    gzip_only = {gnu_gzip.KIND: MACHINE_GZIP}
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            store.archives.engines._programs = gzip_only
+            ino = await put(store, b"archive", data)
+            outcome = await store.archives.take_apart(blob_of(store, ino))
+            assert outcome.reason.startswith("no engine makes") and not outcome.lasting
+            assert not store.blobs.get(blob_of(store, ino)).flags & BLOB_LEFT
+            await store.commit()
+        async with opened(tmp_path / "store") as store:
+            await age(store, ino)
+
+    trio.run(main)
+
+
+def test_a_zip_that_zlib_does_not_make_is_left_for_good_also_without_gzip(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            store.archives.engines._programs = {zlib_engine.KIND: zlib_engine.machine_library()}
+            ino = await put(store, b"archive", made_by_zlib(6, zlib.Z_FIXED))
+            outcome = await store.archives.take_apart(blob_of(store, ino))
+            assert outcome.reason == "no engine makes most of its members" and outcome.lasting
+
+    trio.run(main)
 
 
 def test_what_came_before_decides_nothing(tmp_path: Path) -> None:

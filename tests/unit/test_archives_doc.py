@@ -18,6 +18,7 @@ FILES = (
 NAMED = (
     (ROOT / "docs" / "format.md").read_text().partition("## Files of a store")[2].partition("\n## ")
 )[0]
+REASONS = ("LeftError", "UnmadeError", "_OddError")
 
 
 def reasons() -> set[str]:
@@ -25,7 +26,7 @@ def reasons() -> set[str]:
     found: set[str] = set()
     for path in (ROOT / "cafs" / "archives").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("LeftError", "_OddError"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in REASONS:
                 texts = [each for each in ast.walk(node.args[0]) if _is_text(each)]
                 found.add(_start(texts[0]))
             # As in: reason, lasting = "...", True
