@@ -77,6 +77,7 @@ class Archives:
         self._side = side
         self.options = options
         self._foreground = Workers(REBUILDS_AT_ONCE, "rebuild")
+        self._readers = Workers(1, "rebuilt")
         self._background = Workers(1, "ageing", niceness=19)
         self._opened = False
         self._closing = False
@@ -95,6 +96,7 @@ class Archives:
             self.ready,
             self.engines,
             self._foreground,
+            self._readers,
             side.clock,
             self.uses,
         )
@@ -253,4 +255,5 @@ class Archives:
     def let_go(self) -> None:
         """End the threads."""
         self._foreground.close()
+        self._readers.close()
         self._background.close()

@@ -66,13 +66,14 @@ class Rebuilds:
         ready: Callable[[], Awaitable[None]],
         engines: Programs,
         workers: Workers,
+        readers: Workers,
         clock: Clock,
         uses: Uses,
     ) -> None:
         """*ready* is awaited before *engines* are asked.
 
-        *workers* run engines and touch the cache: as many rebuilds go on at once as it has
-        threads, step by step in turn.
+        *workers* run engines and write to the cache: as many rebuilds go on at once as it has
+        threads, step by step in turn.  *readers* read what is there, and wait for no such step.
         """
         self._disk = disk
         self.cache = cache
@@ -81,6 +82,7 @@ class Rebuilds:
         self._ready = ready
         self._engines = engines
         self._workers = workers
+        self._readers = readers
         self._clock = clock
         self._uses = uses
         self._runs: list[Run] = []
@@ -148,7 +150,7 @@ class Rebuilds:
         if not self.cache.has(blob):
             return None
         identity = self.cache.identity(record.sha256, record.size)
-        return await self._workers.run(lambda: self.cache.read(blob, identity, start, end))
+        return await self._readers.run(lambda: self.cache.read(blob, identity, start, end))
 
     # -- runs --------------------------------------------------------------------------------
 
@@ -214,7 +216,7 @@ class Rebuilds:
                 if found is None:
                     raise BehindError
                 return bytes(found)
-        return await self._workers.run(lambda: run.growing.read(start, end))
+        return await self._readers.run(lambda: run.growing.read(start, end))
 
     async def _settle(self, run: Run) -> None:
         """All is made: it needs no engine any more, and nothing at all if the cache has it."""

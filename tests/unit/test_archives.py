@@ -353,6 +353,25 @@ def test_a_reader_that_goes_away_leaves_nothing_behind(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_who_reads_from_the_cache_does_not_wait_for_those_who_make_archives(
+    tmp_path: Path,
+) -> None:
+    data = droplet()
+
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"archive", data)
+            await age(store, ino)
+            assert await content(store, ino) == data
+            assert store.archives.cache.count == 1
+            # As if each thread were in a long step.
+            async with store.archives._foreground.parked():
+                with trio.fail_after(10):
+                    assert await content(store, ino) == data
+
+    trio.run(main)
+
+
 def test_bytes_flipped_in_the_cache_are_made_again(tmp_path: Path) -> None:
     data = droplet()
 
