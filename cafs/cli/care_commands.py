@@ -381,6 +381,8 @@ def _say_rebuilt(path: Path, done: Rebuilt) -> None:
         say(f"  {done.moved_chunks} chunks were found in another place than it said")
     if done.remade_chunks:
         say(f"  {done.remade_chunks} chunks that had lost their records were found in the packs")
+    if done.remade_blobs:
+        say(f"  {done.remade_blobs} blobs that had lost their records were found by their digests")
     if done.lost_chunks:
         say(f"  {done.lost_chunks} chunks are in no pack: cafs scrub {path} names the files")
     if done.repaired.repaired:

@@ -6,16 +6,19 @@ remembered between passes lies in arrays (see cafs.operate.tally).  Changes noth
 
 from __future__ import annotations
 
+import os
 import stat
 from array import array
 from collections.abc import Callable
 
+from cafs.clock import SystemClock
 from cafs.index import layout
 from cafs.index.counters import wrapped
 from cafs.operate.finding import Change, Finding, Findings
 from cafs.operate.tally import Tally
 from cafs.tree.names import PROBES
-from cafs.types import ROOT, Attr, BlobNo, Ino
+from cafs.tree.tree import DIRECTORY_SIZE
+from cafs.types import NO_BLOB, ROOT, Attr, BlobNo, Ino
 from cafs.view import View
 
 _ORPHANED = 1
@@ -65,8 +68,14 @@ class TreeCheck:
     def check_root(self) -> Findings:
         """The root is there and is a directory."""
         if self.type_of(ROOT) != _S_IFDIR:
+            now = SystemClock().now_ns()
+            mode, owner = stat.S_IFDIR | 0o755, (os.geteuid(), os.getegid())
+            attr = Attr(mode, *owner, 2, DIRECTORY_SIZE, now, now, now, NO_BLOB, ROOT, 0)
             yield Finding(
-                "root", "the root directory has no record", "restore with: cafs rebuild STORE"
+                "root",
+                "the root directory has no record",
+                "it gets one, as in a new store: look at its owner and mode",
+                ((layout.INODES, layout.u48(ROOT), layout.pack_inode(attr)),),
             )
 
     def check_entries(self) -> Findings:

@@ -5,7 +5,8 @@ Three steps, each of which is left out where there is nothing to do:
 1. The index is made anew from its pages that are whole; what lay in damaged ones is taken from
    the copy, and so is everything when there is nothing left to read (cafs.operate.new_index).
 2. Each chunk must lie where the sidecars say; one that moved since the copy is found there
-   (cafs.operate.relink).
+   (cafs.operate.relink).  What has lost its record gets it back, where the rest of it is there
+   (also cafs.operate.remake).
 3. A repair counts everything anew.
 
 The damaged index is kept beside the new one.  Invariants: the store's lock is held throughout;
@@ -26,6 +27,7 @@ from cafs.index.writer import IndexWriter
 from cafs.lock import StoreLock
 from cafs.operate import new_index
 from cafs.operate.relink import Relink, Relinked
+from cafs.operate.remake import remake_blobs
 from cafs.operate.repair import Repaired, repair_locked
 from cafs.view import View
 
@@ -50,6 +52,8 @@ class Rebuilt(NamedTuple):
     """Chunks that are in no pack."""
     remade_chunks: int
     """Chunks that had lost their records, and were found in the packs."""
+    remade_blobs: int
+    """Blobs that had lost their records, and of which the rest was there."""
     repaired: Repaired
 
 
@@ -79,7 +83,7 @@ def rebuild(store: Path, on_phase: OnPhase) -> Rebuilt:
         on_phase("looking at the index")
         made = _make(store, on_phase)
         on_phase("comparing chunks with the packs")
-        relinked = _relink(store, lock, made)
+        relinked, remade_blobs = _relink(store, lock, made)
         on_phase("counting everything anew")
         repaired = repair_locked(store, lock)
         if unfinished.note(index) is not None:
@@ -94,6 +98,7 @@ def rebuild(store: Path, on_phase: OnPhase) -> Rebuilt:
         relinked.moved,
         relinked.lost,
         relinked.remade,
+        remade_blobs,
         repaired,
     )
 
@@ -141,11 +146,12 @@ def _make(store: Path, on_phase: OnPhase) -> _Made:
     return made
 
 
-def _relink(store: Path, lock: StoreLock, made: _Made) -> Relinked:
-    """Step 2: the chunk table is as the packs are."""
+def _relink(store: Path, lock: StoreLock, made: _Made) -> tuple[Relinked, int]:
+    """Step 2: the chunk table is as the packs are; and how many blobs have their records back."""
     index = store / "index"
     with View(store) as view:
         relinked = Relink(store, view).run()
+        remade_blobs = remake_blobs(view)
         if view.overlay.dirty:
             if unfinished.note(index) is None:
                 # Packs have the wrong figures from here until all is counted anew: a daemon
@@ -156,4 +162,4 @@ def _relink(store: Path, lock: StoreLock, made: _Made) -> Relinked:
                 writer.write(view.overlay.freeze())
             finally:
                 writer.close()
-        return relinked
+        return relinked, remade_blobs

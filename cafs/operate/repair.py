@@ -123,6 +123,9 @@ def _choose(view: View, on_step: OnStep | None) -> tuple[list[Finding], Counter[
         if not finding.repairable:
             left[finding.kind] += 1
             continue
+        if finding.kind == "root":
+            # Nothing else is to be said before that: all below it looks lost.
+            return [finding], left
         places = {(database, key) for database, key, _ in finding.changes}
         if touched & places:
             continue

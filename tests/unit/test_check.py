@@ -367,6 +367,17 @@ def _remove_entry_of_root(store: Path, name: bytes) -> None:
     change(store, layout.ENTRIES, layout.entry_key(ROOT, layout.name_cookie(name)), None)
 
 
+def test_a_lost_root_costs_no_name(store: Path) -> None:
+    before = lookup(store, b"a/b/large")
+    change(store, layout.INODES, layout.u48(ROOT), None)
+    assert findings(store)["root"] == 1
+    done = repair(store)
+    assert done.repaired["root"] == 1
+    assert not done.removed_count
+    assert findings(store) == Counter()
+    assert lookup(store, b"a/b/large") == before
+
+
 def test_lost_files_keep_their_content_in_lost_and_found(store: Path) -> None:
     ino, attr = lookup(store, b"a/middle")
     _remove_entry(b"a", b"middle")(store)

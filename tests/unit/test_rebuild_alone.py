@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cafs import newstore
+from cafs.blobs import recipe
 from cafs.config import StoreParams
 from cafs.errors import CafsError
 from cafs.index import layout
@@ -18,10 +19,11 @@ from cafs.store import Store
 from cafs.types import ROOT, BlobNo
 from cafs.view import View
 from tests.conftest import RunCafs
+from tests.unit.aged_store import hashed
 from tests.unit.damaged_index import break_leaf
-from tests.unit.small_store import change, findings, in_store, noise, write
+from tests.unit.small_store import change, findings, in_store, lookup, noise, write
 
-FILES = {b"f%d" % seed: noise(seed, 50_000 if seed else 500_000) for seed in range(60)}
+FILES = {b"f%d" % seed: noise(seed, 50_000 if seed else 1_500_000) for seed in range(60)}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,7 @@ def _pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     async def fill(opened: Store) -> None:
         for name, data in FILES.items():
-            await write(opened, ROOT, name, data)
-        await opened.sync_all()
+            await hashed(opened, await write(opened, ROOT, name, data))
 
     in_store(path, fill)
     return path
@@ -145,6 +146,61 @@ def test_files_that_have_lost_their_blobs_are_not_empty(store: Path, run_cafs: R
     check = run_cafs("check", store, "--json")
     assert check.returncode == 8
     assert json.loads(check.stdout)["kinds"] == {"content": len(lost)}
+
+
+@pytest.mark.parametrize("name", [b"long", b"short", b"holes"])
+def test_blobs_that_have_lost_their_records_come_back_where_the_rest_is_there(
+    store: Path, name: bytes
+) -> None:
+    sizes = {b"long": 600_000, b"short": 700, b"holes": 800_000}
+    data = noise(500, sizes[name])
+
+    async def more(opened: Store) -> None:
+        ino = await write(opened, ROOT, name, data)
+        if name == b"holes":
+            await opened.contents.truncate(ino, 1_000_000, privileged=True)
+            await hashed(opened, ino)
+        await opened.sync_all()
+
+    in_store(store, more)
+    number = lookup(store, name)[1].blob
+    data = data.ljust(1_000_000, b"\0") if name == b"holes" else data
+    with View(store) as view:
+        before = view.blobs.get(number)
+    change(store, layout.BLOBS, layout.u48(number), None)
+    done = rebuild(store, _nothing)
+    assert done.remade_blobs == 1
+    assert _read(store) == FILES | {name: data}
+    assert not findings(store)
+    with View(store) as view:
+        assert view.blobs.get(number) == before
+
+
+@pytest.mark.parametrize("damage", ["a row", "a chunk", "the digest"])
+def test_a_blob_is_made_again_of_nothing_but_its_own_bytes(store: Path, damage: str) -> None:
+    number = lookup(store, b"f0")[1].blob
+    change(store, layout.BLOBS, layout.u48(number), None)
+    with View(store) as view:
+        rows = list(view.overlay.scan(layout.RECIPES, layout.u48(number), layout.u48(number)))
+        digest = next(
+            key
+            for key, _ in view.overlay.scan(layout.BLOB_SHA256, b"", b"")
+            if layout.digest_number(key) == number
+        )
+    if damage == "a row":
+        change(store, layout.RECIPES, rows[-1][0], None)
+    elif damage == "a chunk":
+        change(store, layout.CHUNKS, layout.u48(recipe.decode(rows[0][1])[3].ref), None)
+        for side in (store / "packs").glob("*.side"):
+            side.unlink()
+    else:
+        change(store, layout.BLOB_SHA256, digest, None)
+        wrong = layout.digest_key(bytes(32), number)
+        change(store, layout.BLOB_SHA256, wrong, b"")
+    done = rebuild(store, _nothing)
+    assert done.remade_blobs == 0
+    assert done.repaired.left["content"] == 1
+    assert [name for name, data in _read(store).items() if data is None] == [b"f0"]
 
 
 def test_a_repair_says_which_names_it_removes(store: Path, run_cafs: RunCafs) -> None:
