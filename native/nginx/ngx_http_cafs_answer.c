@@ -8,10 +8,12 @@
 
 #define NS 1000000000
 
-/* As the static module: relative; the header filter makes it absolute. */
+/* As the static module: relative; the header filter makes it absolute.  Escaped where that leaves a
+ * line break as it is, with which a directory's name could give headers of its own. */
 static ngx_int_t ngx_http_cafs_redirect(ngx_http_request_t *r)
 {
-    size_t length = r->uri.len + 1;
+    const uintptr_t escapes = ngx_escape_uri(NULL, r->uri.data, r->uri.len, NGX_ESCAPE_URI);
+    size_t length = r->uri.len + 2 * escapes + 1;
     u_char *last;
     ngx_table_elt_t *location;
 
@@ -25,7 +27,7 @@ static ngx_int_t ngx_http_cafs_redirect(ngx_http_request_t *r)
     location->value.data = ngx_pnalloc(r->pool, length);
     if (location->value.data == NULL)
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    last = ngx_copy(location->value.data, r->uri.data, r->uri.len);
+    last = (u_char *)ngx_escape_uri(location->value.data, r->uri.data, r->uri.len, NGX_ESCAPE_URI);
     *last++ = '/';
     if (r->args.len) {
         *last++ = '?';
@@ -81,6 +83,9 @@ static ngx_int_t ngx_http_cafs_respond(ngx_http_request_t *r)
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     rc = ngx_http_send_header(r);
     if (rc == NGX_ERROR || rc > NGX_OK || r->header_only)
+        return rc;
+    /* In a subrequest a buffer of nothing is taken for a defect. */
+    if (ctx == NULL && r != r->main)
         return rc;
     if (ctx != NULL) {
         b->in_file = 1;

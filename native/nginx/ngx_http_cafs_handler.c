@@ -107,6 +107,8 @@ static int ngx_http_cafs_is_unchanged(ngx_http_request_t *r, const struct cafs_i
 
     if (since == NULL && match == NULL)
         return 0;
+    if (r != r->main || r->disable_not_modified)
+        return 0;
     if (since != NULL) {
         const time_t told = ngx_parse_http_time(since->value.data, since->value.len);
         if (clcf->if_modified_since == NGX_HTTP_IMS_OFF ||

@@ -11,17 +11,26 @@ from typing import Final
 
 import pytest
 
-from tests.http.moduleserver import HANDED_OVER, Answer, ModuleServer, serving
+from tests.http.moduleserver import HANDED_OVER, Answer, ModuleServer, receive_all, serving
 
 pytestmark = pytest.mark.timeout(120)
 
 NOISE: Final = random.Random(5).randbytes(700_000)
 TEXT: Final = b"".join(b"line %d of a text that can be compressed\n" % n for n in range(20_000))
 
+BETWEEN: Final = """
+location = /between {
+  addition_types *;
+  add_before_body /cafs/cc-x/empty;
+  add_after_body /cafs/cc-x/small;
+  return 200 "between ";
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ModuleServer]:
-    with serving() as made:
+    with serving(more=BETWEEN) as made:
         made.write("cc-x/ab/cd/abcd-1", NOISE)
         made.write("cc-x/text.txt", TEXT)
         made.write("cc-x/small", b"seven b")
@@ -166,6 +175,33 @@ def test_what_leaves_the_tree_is_forbidden(server: ModuleServer) -> None:
     server.sync()
     assert server.settle("/cafs/out") == 403
     assert server.settle("/cafs/up") == 403
+
+
+@pytest.mark.parametrize("condition", ["", "If-None-Match", "If-Modified-Since"])
+def test_answers_of_subrequests(server: ModuleServer, condition: str) -> None:
+    """They have all of their body, whatever the condition, and none may be empty in nginx's way."""
+    server.settle("/cafs/cc-x/empty", "GET")
+    server.settle("/cafs/cc-x/small", "GET")
+    known = dict(server.ask("/cafs/cc-x/small").headers)
+    values = {"If-None-Match": known["ETag"], "If-Modified-Since": known["Last-Modified"]}
+    answer = server.ask("/between", "GET", {condition: values[condition]} if condition else {})
+    assert (answer.status, answer.body) == (200, b"between seven b")
+    # To who knows no chunks an empty buffer would go as it is.
+    with server.endpoints["http"].connect() as old:
+        old.sendall(b"GET /between HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        got, _ = receive_all(old)
+    assert got.partition(b"\r\n\r\n")[2] == b"between seven b"
+    assert "zero size buf" not in server.nginx.log_text()
+
+
+def test_a_directory_s_name_cannot_give_headers(server: ModuleServer) -> None:
+    (server.mount.root / "cc-x" / "two\r\nX-Made-Up: 1").mkdir()
+    server.sync()
+    path = "/cafs/cc-x/two%0D%0AX-Made-Up:%201"
+    assert server.settle(path) == 301
+    headers = dict(server.ask(path).headers)
+    assert "X-Made-Up" not in headers
+    assert headers["Location"].endswith(f"{path}/")
 
 
 def test_other_methods_are_the_daemon_s(server: ModuleServer) -> None:
