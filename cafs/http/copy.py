@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cafs.copying import copy_directory, copy_file, discard
-from cafs.errors import FsError, UsageError
+from cafs.errors import CafsError, FsError, UsageError
 from cafs.http import answers
 from cafs.http.body import has_body
 from cafs.http.depth import INFINITY, depth_of
@@ -77,7 +77,13 @@ async def handle(site: Site, request: Request, path: TreePath) -> Response:
             return refusal
         if target is None:
             return answers.text(409, "409: the directory for the copy is not there")
-        changes = _place(site, copy, target, subdirectories)
+        changes: list[Change] = []
+        try:
+            _place(site, copy, target, subdirectories, changes)
+        except CafsError:
+            # What was there may be gone.
+            await store.notices.tell(changes)
+            raise
     finally:
         discard(store, copy)
     await site.changed(changes)
@@ -183,16 +189,14 @@ def _is_above(site: Site, directory: Ino, ino: Ino) -> bool:
     return ino == directory
 
 
-def _place(site: Site, copy: Ino, target: Place, subdirectories: int) -> list[Change]:
-    """Put the copy in its place; what is to be made known."""
-    changes: list[Change] = [
-        EntryChanged(target.parent, target.name),
-        InodeChanged(target.parent),
-    ]
+def _place(
+    site: Site, copy: Ino, target: Place, subdirectories: int, changes: list[Change]
+) -> None:
+    """Put the copy in its place, and say in *changes* what is to be made known."""
     require_change(site, target.parent, target.ino)
+    changes += (EntryChanged(target.parent, target.name), InodeChanged(target.parent))
     if target.ino is not None:
         changes.append(InodeChanged(target.ino))
         if stat.S_ISDIR(site.tree.inodes.get(target.ino).mode):
             site.remove_if_unused(site.tree.detach(target.parent, target.name))
     site.remove_if_unused(site.tree.place(copy, target.parent, target.name, subdirectories))
-    return changes

@@ -14,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cafs import upload
-from cafs.errors import FsError
+from cafs.errors import CafsError, FsError
 from cafs.http import answers, httpdate
 from cafs.http.paths import TreePath, escaped
+from cafs.http.removal import require_change
 from cafs.http.site import Site, describe, origin
 from cafs.notices import Change, EntryChanged, InodeChanged
 from cafs.tree import walk
+from cafs.tree.tree import NAME_MAX as COMPONENT_MAX
 from cafs.tree.walk import Place
 from cafs.types import ROOT, TIME_MAX_NS, Attr, Ino
 from cafs.upload import Upload
@@ -73,6 +75,9 @@ def _too_large(limit: int) -> Response:
 
 def _look(site: Site, path: TreePath) -> None:
     """Find out what can be known before the body comes.  Raises FsError."""
+    # Before directories are made for it.
+    if any(len(name) > COMPONENT_MAX for name in path.names):
+        raise FsError(errno.ENAMETOOLONG)
     try:
         place = walk.locate(site.tree, path.names, site.caller, follow=True)
     except FsError as error:
@@ -95,7 +100,12 @@ async def _store(site: Site, request: Request, path: TreePath) -> Response:
         await incoming.finish()
         # No checkpoint from here until all of the tree is as it should be.
         changes: list[Change] = []
-        created = _place(site, incoming, path, _date(request), changes)
+        try:
+            created = _place(site, incoming, path, _date(request), changes)
+        except CafsError:
+            # Directories that were made stay, and the kernel may know that they are not there.
+            await site.store.notices.tell(changes)
+            raise
         await site.changed(changes)
     if not created:
         return answers.empty(204)
@@ -138,7 +148,7 @@ def _place(
     old: Attr | None = tree.inodes.get(there) if there is not None else None
     if old is not None and stat.S_ISDIR(old.mode):
         raise FsError(errno.EISDIR, "there is a directory of that name")
-    _may_change(site, parent)
+    require_change(site, parent, there)
     gone = incoming.place(parent, name, mtime_ns)
     changes += (EntryChanged(parent, name), InodeChanged(parent))
     if there is not None and gone is None:
@@ -191,13 +201,9 @@ def _located(site: Site, names: tuple[bytes, ...]) -> Place | None:
 
 
 def _make(site: Site, parent: Ino, name: bytes, changes: list[Change]) -> Ino:
-    _may_change(site, parent)
+    require_change(site, parent, None)
     owner = site.caller
     mode = stat.S_IFDIR | site.options.directory_mode
     ino = site.tree.create(parent, name, mode, owner.uid, owner.gid)
     changes += (EntryChanged(parent, name), InodeChanged(parent))
     return ino
-
-
-def _may_change(site: Site, directory: Ino) -> None:
-    site.require(directory, walk.WRITE | walk.SEARCH)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
+from cafs.errors import FsError
 from cafs.http import serve
 from cafs.http_options import HttpOptions
 from cafs.newstore import create
+from cafs.notices import Change, EntryChanged
 from cafs.store import Store
+from cafs.tree.walk import Caller
 from cafs.types import ROOT, TIME_MAX_NS
+from cafs.upload import Upload
 from tests.unit.site_client import Client, ask
 from tests.unit.small_store import PARAMS, in_store
 
@@ -105,6 +111,80 @@ def test_missing_directories_are_made_behind_links_and_not_below_files(tmp_path:
         assert tree.lookup(real, b"new") is not None
         assert (await asking("PUT", "/admin/real/a/b/c/d", b"x")).status == 500
         assert (await asking("PUT", "/admin/real/a/b/c/d/e/f", b"x")).status == 500
+
+    ask(tmp_path / "store", work)
+
+
+def test_a_put_that_fails_makes_known_which_directories_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have been told that they are not there, and believes it for ever."""
+
+    async def work(asking: Client) -> None:
+        told: list[Change] = []
+
+        async def listener(changes: Sequence[Change]) -> None:
+            told.extend(changes)
+
+        asking.store.notices.register(listener)
+        tree = asking.store.tree
+        # Nothing is made where it can be known before that it is in vain.
+        answer = await asking("PUT", f"/admin/vain/{'y' * 256}/x", b"x")
+        assert (answer.status, answer.text) == (500, "500: File name too long\n")
+        assert tree.lookup(ROOT, b"vain") is None
+        assert not told
+        with monkeypatch.context() as patch:
+            patch.setattr(Upload, "place", _fail)
+            assert (await asking("PUT", "/admin/new/ab/x", b"x")).status == 507
+        new = tree.lookup(ROOT, b"new")
+        assert new is not None
+        assert {EntryChanged(ROOT, b"new"), EntryChanged(new, b"ab")} <= set(told)
+
+    ask(tmp_path / "store", work)
+
+
+def test_a_copy_that_fails_makes_known_what_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(asking: Client) -> None:
+        told: list[Change] = []
+
+        async def listener(changes: Sequence[Change]) -> None:
+            told.extend(changes)
+
+        for path in ("from/x", "to/y"):
+            assert (await asking("PUT", f"/admin/{path}", b"x")).status == 201
+        asking.store.notices.register(listener)
+        tree = asking.store.tree
+        with monkeypatch.context() as patch:
+            patch.setattr(tree, "place", _fail)
+            destination = "https://store:4443/admin/to/"
+            answer = await asking("COPY", "/admin/from/", destination=destination)
+        assert answer.status >= 500
+        assert tree.lookup(ROOT, b"to") is None
+        assert EntryChanged(ROOT, b"to") in told
+
+    ask(tmp_path / "store", work)
+
+
+def _fail(*_: object) -> None:
+    raise FsError(errno.ENOSPC)
+
+
+def test_who_puts_over_a_file_must_be_allowed_to_replace_it(tmp_path: Path) -> None:
+    """As with COPY, and with rename(2): the sticky bit of a directory counts."""
+
+    async def work(asking: Client) -> None:
+        tree = asking.store.tree
+        shared = tree.create(ROOT, b"shared", 0o041777, 1, 1)
+        tree.create(shared, b"theirs", 0o100666, 1, 1)
+        tree.create(shared, b"own", 0o100666, 7, 7)
+        asking.site._owner = Caller(7, 7)
+        assert (await asking("PUT", "/admin/shared/new", b"x")).status == 201
+        assert (await asking("PUT", "/admin/shared/own", b"x")).status == 204
+        answer = await asking("PUT", "/admin/shared/theirs", b"x")
+        assert answer.status == 500
+        assert "sticky bit" in answer.text
 
     ask(tmp_path / "store", work)
 
