@@ -43,8 +43,8 @@ from cafs.figures import figures
 from cafs.hasher import Hasher
 from cafs.index import copyplace, fence, layout, shrink
 from cafs.index.committer import Committer
+from cafs.index.counters import AHEAD, Counters
 from cafs.index.counters import KEY as COUNTERS_KEY
-from cafs.index.counters import Counters
 from cafs.index.env import Environment
 from cafs.index.overlay import Layer, Overlay
 from cafs.index.pending import Pending, default_path, withdraw
@@ -121,6 +121,7 @@ class Store:
             path_beside(usual).unlink(missing_ok=True)
         self.overlay = Overlay(self.environment, self.pending)
         self.counters = Counters.decode(self.overlay.get(layout.META, COUNTERS_KEY))
+        self._inos_ahead, self._inos_recorded = AHEAD, 0
         self.packs = PackStore(self.disk, path / "packs", self.file.id, params.pack_size)
         self.pack_table = PackTable(self.overlay)
         short = packstart.recover(
@@ -185,7 +186,11 @@ class Store:
         self.blobs.recent.frozen()
         self.counters.generation += 1
         self.counters.next_pack = self.packs.next_pack_no
-        self.overlay.put(layout.META, COUNTERS_KEY, self.counters.encode())
+        self._put_counters()
+
+    def _put_counters(self) -> None:
+        self._inos_recorded = self._inos_ahead
+        self.overlay.put(layout.META, COUNTERS_KEY, self.counters.encode(self._inos_ahead))
 
     def _write(self, layer: Layer) -> None:
         try:
@@ -338,7 +343,12 @@ class Store:
         problem: CafsError | None = None
         try:
             await self.archives.close()
+            self._inos_ahead = 0
             problem = await last_commit(self.contents, self.committer, self.overlay)
+            if problem is None and self._inos_recorded and not self.space.read_only:
+                # So that an end in order passes over no numbers.  A failure does no harm.
+                self._put_counters()
+                await self.committer.once()
         finally:
             self.let_go()
         if problem is not None:

@@ -11,12 +11,15 @@ the byte, as soon as what they count fits.
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass, fields
-from typing import Self
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Final, Self
 
 from cafs.errors import IndexDamagedError
 
 KEY = b"counters"
+AHEAD: Final = 1 << 24
+"""Inode numbers that are passed over when a daemon was killed, or the index is an older one: more
+than are given out between two commits, which mount.overlay_limit bounds."""
 _U64 = struct.Struct("<Q")
 _SUM_MASK = (1 << 64) - 1
 
@@ -61,9 +64,14 @@ class Counters:
         """The blobs' sizes have grown by so much, or shrunk."""
         self.blob_bytes = wrapped(self.blob_bytes + change)
 
-    def encode(self) -> bytes:
-        """The record."""
-        return b"".join(_U64.pack(number) for number in astuple(self))
+    def encode(self, ahead: int = 0) -> bytes:
+        """The record.
+
+        Its next inode is so many *ahead*: whoever begins with it gives out no number of those
+        that are given out until the next commit, and may be known by a file handle.
+        """
+        record = replace(self, next_ino=self.next_ino + ahead)
+        return b"".join(_U64.pack(number) for number in astuple(record))
 
     @classmethod
     def decode(cls, value: bytes | None) -> Self:

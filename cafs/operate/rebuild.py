@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 
 from cafs import storefile
 from cafs.errors import IndexDamagedError
-from cafs.index import meta, pages, unfinished
+from cafs.index import layout, meta, pages, unfinished
+from cafs.index.counters import AHEAD
+from cafs.index.counters import KEY as COUNTERS_KEY
 from cafs.index.writer import IndexWriter
 from cafs.lock import StoreLock
 from cafs.operate import new_index
@@ -82,6 +84,8 @@ def rebuild(store: Path, on_phase: OnPhase) -> Rebuilt:
         index = store / "index"
         on_phase("looking at the index")
         made = _make(store, on_phase)
+        if made.faults:
+            _pass_over_numbers(store, lock)
         on_phase("comparing chunks with the packs")
         relinked, remade_blobs = _relink(store, lock, made)
         on_phase("counting everything anew")
@@ -157,9 +161,20 @@ def _relink(store: Path, lock: StoreLock, made: _Made) -> tuple[Relinked, int]:
                 # Packs have the wrong figures from here until all is counted anew: a daemon
                 # would take one for empty.
                 unfinished.begin(index, made.note())
-            writer = IndexWriter(index, lock.fd)
-            try:
-                writer.write(view.overlay.freeze())
-            finally:
-                writer.close()
+            _write(store, lock, view)
         return relinked, remade_blobs
+
+
+def _pass_over_numbers(store: Path, lock: StoreLock) -> None:
+    """No inode gets a number that one had since the commit that is left."""
+    with View(store) as view:
+        view.overlay.put(layout.META, COUNTERS_KEY, view.counters.encode(AHEAD))
+        _write(store, lock, view)
+
+
+def _write(store: Path, lock: StoreLock, view: View) -> None:
+    writer = IndexWriter(store / "index", lock.fd)
+    try:
+        writer.write(view.overlay.freeze())
+    finally:
+        writer.close()

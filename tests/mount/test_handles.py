@@ -78,6 +78,36 @@ def test_handles_after_a_restart(cafs_place: Place, cafs_mount: Mount) -> None:
         _content(cafs_place, handles["a/b/f0"])
 
 
+def test_handle_of_a_file_that_a_kill_took_finds_no_other() -> None:
+    mount = Mount("--commit-interval", "1min")
+    try:
+        mount.start()
+        (mount.root / "synced").touch()
+        with (mount.root / "synced").open() as file:
+            os.fsync(file.fileno())
+        (mount.root / "mine").write_bytes(b"mine")
+        handle = name_to_handle_at(mount.root / "mine")
+        mount.kill()
+        mount.start()
+        assert os.listdir(mount.root) == ["synced"]
+        for number in range(5):
+            (mount.root / f"other{number}").write_bytes(b"somebody else's")
+        with fails(errno.ESTALE):
+            open_by_handle_at(mount.root, handle)
+        last = (mount.root / "other4").stat().st_ino
+        # An end in order passes over none, also if nothing was left to be committed.
+        for number in range(2):
+            with (mount.root / "other4").open() as file:
+                os.fsync(file.fileno())
+            mount.restart()
+            (mount.root / f"next{number}").touch()
+            assert (mount.root / f"next{number}").stat().st_ino == last + 1 + number
+        mount.unmount()
+        mount.run("check", str(mount.store))
+    finally:
+        mount.close()
+
+
 def _make_tree(place: Place) -> dict[str, FileHandle]:
     (place / "a" / "b").mkdir(parents=True)
     for i in range(20):

@@ -187,6 +187,20 @@ def test_a_lost_index_comes_from_the_copy(store: Path, how: str) -> None:
     assert _contents(store) == before
 
 
+def test_numbers_that_were_given_since_the_copy_are_not_given_again(store: Path) -> None:
+    async def create() -> int:
+        async with open_store(store, OPTIONS) as opened:
+            ino = opened.tree.create(ROOT, b"since", 0o100644, 0, 0)
+            await opened.sync_all()
+            return ino
+
+    given = trio.run(create)
+    (store / "index" / pages.FILE).unlink()
+    rebuild(store, _nothing)
+    assert trio.run(create) > given
+    assert not findings(store)
+
+
 def test_with_neither_an_index_nor_a_copy_nothing_is_changed(store: Path) -> None:
     shutil.rmtree(store / DIRECTORY)
     (store / "index" / pages.FILE).unlink()
