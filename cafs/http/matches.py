@@ -8,6 +8,7 @@ Invariant: the answer is of one moment: nothing changes between the first look a
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,6 +29,7 @@ BODY_MAX: Final = 8 << 20
 """Bytes: 5,000 entries with paths of a kilobyte and a half."""
 
 _NOWHERE: Final = Ino(0)
+_DIGITS: Final = re.compile(rb"[0-9a-f]{4}")
 
 
 async def handle(site: Site, request: Request, path: TreePath) -> Response:
@@ -110,5 +112,8 @@ class Lookup:
         found = self._names.directories(parents, [pair[2:] for pair in wanted])
         for pair, ino in zip(wanted, found, strict=True):
             # That there is none is remembered as well: one that is made changes its parent.
-            directories[pair] = remembered[pair[:2]][pair] = ino
+            directories[pair] = ino
+            if _DIGITS.fullmatch(pair):
+                # Of others there are as many as clients make up.
+                remembered[pair[:2]][pair] = ino
         return directories

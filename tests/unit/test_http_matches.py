@@ -73,6 +73,20 @@ def test_what_is_there_is_known(tmp_path: Path) -> None:
     ask(tmp_path / "s", work)
 
 
+def test_what_clients_make_up_is_not_remembered(tmp_path: Path) -> None:
+    async def work(asking: Client) -> None:
+        await asking("PUT", place(key(1)), content(1))
+        first, rest = key(1)[:2], key(1)[4:]
+        made_up = [f"{first}{one}{two}{rest}" for one in "ghijklmn" for two in "opqrstuv"]
+        assert await known(asking, *map(entry, made_up)) == []
+        real = [f"{first}{number:02x}{rest}" for number in range(256)]
+        assert await known(asking, *map(entry, real)) == [key(1)]
+        remembered = asking.site.partitions._known.values()
+        assert sum(len(names) for _, _, names in remembered) == 256
+
+    ask(tmp_path / "s", work)
+
+
 def test_it_follows_every_change(tmp_path: Path) -> None:
     async def work(asking: Client) -> None:
         sha1 = key(1)
