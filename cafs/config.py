@@ -186,12 +186,16 @@ def find_file(named: Path | None, environ: Mapping[str, str] = os.environ) -> Pa
     """
     if named is None and environ.get(FILE_VARIABLE):
         named = Path(environ[FILE_VARIABLE])
-    if named is None:
-        return DEFAULT_FILE if DEFAULT_FILE.exists() else None
-    if not os.path.isfile(named):
-        if os.path.exists(named):
-            raise ConfigError(f"{named}: the settings file is not a file")
-        raise ConfigError(f"{named}: there is no such settings file")
+    try:
+        if named is None:
+            return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+        if not named.is_file():
+            if named.exists():
+                raise ConfigError(f"{named}: the settings file is not a file")
+            raise ConfigError(f"{named}: there is no such settings file")
+    except OSError as error:
+        # For instance in a directory that this user may not enter.
+        raise ConfigError(f"{named or DEFAULT_FILE}: {error.strerror}") from None
     return named
 
 

@@ -198,6 +198,7 @@ class Certificate:
         self._file = options.certificate
         self._key = options.certificate_key
         self._version: tuple[int, int] = (0, 0)
+        self._limit = RateLimit()
         try:
             self._version = self._look()
             self._context = self._load()
@@ -224,7 +225,8 @@ class Certificate:
                 self._context, self._version = self._load(), version
         except (OSError, ssl.SSLError) as error:
             # Being replaced just now: the one before is as good.
-            log.warning("http.certificate = %s: %s", self._file, error)
+            text = f"http.certificate = {self._file}: {error}"
+            self._limit.log(log, logging.WARNING, "certificate", text)
         return self._context
 
 

@@ -17,7 +17,8 @@ from typing import Final
 
 import trio
 
-from cafs.errors import AddressError, CafsError, NginxError
+from cafs.durable import Disk
+from cafs.errors import AddressError, CafsError, NginxError, from_os_error
 from cafs.serve.child import Child, how_it_ended
 from cafs.serve.plan import Plan
 from cafs.serve.rundir import PID_FILE
@@ -76,19 +77,24 @@ def _with_line(plan: Plan, reason: str) -> str:
 def replace(plan: Plan) -> None:
     """Put the plan's files in the place of those that are there, if nginx takes them.
 
-    Raises :class:`NginxError` when it does not; then the old ones are there again.
+    Raises :class:`NginxError` when it does not, or what the disk says; then the old ones are
+    there again.
     """
-    kept = {
-        path: path.read_bytes()
-        for path in (plan.config, plan.include)
-        if path is not None and path.exists()
-    }
-    plan.write()
     try:
+        kept = {
+            path: path.read_bytes()
+            for path in (plan.config, plan.include)
+            if path is not None and path.exists()
+        }
+    except OSError as error:
+        raise from_os_error(error, f"read nginx's configuration in {plan.run_dir}") from error
+    try:
+        plan.write()
         test(plan)
-    except NginxError:
+    except CafsError:
+        # In one step each: what is there is what nginx is started with again.
         for path, content in kept.items():
-            path.write_bytes(content)
+            Disk().write_file(path, content, keep_rights=True)
         raise
 
 

@@ -39,7 +39,7 @@ class Nginx(NamedTuple):
     def module(self, name: str) -> Path | None:
         """A dynamic module of this nginx, if it is installed."""
         path = self.modules_dir / name
-        return path if path.is_file() else None
+        return path if _may_be_read(path) else None
 
 
 def find(named: Path | None = None) -> Nginx:
@@ -73,8 +73,16 @@ def parse(program: Path, said: str) -> Nginx:
     conf = Path(prefix, _argument(arguments, "conf-path") or "conf/nginx.conf")
     mime_types = conf.parent / "mime.types"
     return Nginx(
-        program, version[1], arguments, modules, mime_types if mime_types.is_file() else None
+        program, version[1], arguments, modules, mime_types if _may_be_read(mime_types) else None
     )
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether there is such a file, as far as this user can tell: nginx runs as the same."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _argument(arguments: str, name: str) -> str | None:
@@ -89,9 +97,9 @@ def index_module(nginx: Nginx, named: Path | None) -> Path | None:
     there.
     """
     if named is not None:
-        if not named.is_file():
+        if not _may_be_read(named):
             raise NginxError(
-                f"{named}: there is no such nginx module",
+                f"{named}: there is no such nginx module, or it cannot be looked at",
                 advice="build it with native/nginx/build.sh, or correct serve.nginx_module",
             )
         return named

@@ -174,7 +174,12 @@ def _credentials(options: ServeOptions, http: HttpOptions) -> Credentials:
         ("serve.public_certificate", options.public_certificate),
         ("serve.public_certificate_key", options.public_certificate_key),
     ):
-        if path is not None and not path.is_file():
+        try:
+            is_there = path is None or path.is_file()
+        except OSError as error:
+            # For instance in a directory that this user may not enter.
+            raise ConfigError(f"{name} = {path}: {error.strerror}") from None
+        if not is_there:
             raise ConfigError(f"{name} = {path}: there is no such file")
     return Credentials(
         users=http.users_file,

@@ -122,7 +122,8 @@ class _Supervisor:
                     nursery.start_soon(self._obey, signals, nursery)
                     await self._start_mount()
                     if self.plan is not None:
-                        await self._start_nginx(nursery)
+                        async with self._changing:
+                            await self._start_nginx(nursery)
                     where_ = self.service.mountpoint
                     _logger.info("serving %s on %s", self.service.store, where_)
                     ready()
@@ -141,11 +142,16 @@ class _Supervisor:
                 # It takes a while, and whoever ends us meanwhile does not wait for it.
                 nursery.start_soon(self._reload, name)
             elif number == signal.SIGUSR1:
-                if self._nginx is not None:
-                    self._nginx.reopen_logs()
+                nursery.start_soon(self._reopen_logs)
             else:
                 _logger.info("%s: stopping", name)
                 nursery.cancel_scope.cancel()
+
+    async def _reopen_logs(self) -> None:
+        # A signal ends an nginx that has only begun to start: its handlers are not there yet.
+        async with self._changing:
+            if self._nginx is not None:
+                self._nginx.reopen_logs()
 
     async def _reload(self, why: str) -> None:
         """Settings that are wrong, or that nginx refuses or cannot follow, change nothing."""
@@ -159,8 +165,8 @@ class _Supervisor:
                 # nginx -t takes a while, and reads certificates.
                 await trio.to_thread.run_sync(nginx_process.replace, plan)
                 done = await self._follow(self._nginx, self.plan)
-            except CafsError as error:
-                advice = log.fields(advice=error.advice)
+            except (CafsError, OSError) as error:
+                advice = log.fields(advice=getattr(error, "advice", None))
                 _logger.error("%s: nothing was changed: %s", why, error, extra=advice)
                 return
             for text in plan.warnings:
