@@ -248,8 +248,10 @@ def umount(frame: Frame, mountpoint: Path | None, lazy: bool, force: bool, timeo
     committed = False
     if lazy or stale:
         unmount(mount.path, lazy=True, force=force)
+        held_by = lock.holder(store)
         # A lazy unmount lasts as long as its users; there is nothing that could be waited for.
-        if not lazy:
+        # Nor is there with a daemon that is well and serves the store elsewhere.
+        if not lazy and held_by is not None and not held_by.alive:
             await_end(store, timeout_s)
     else:
         committed = take_away(mount, store, force=force, timeout_s=timeout_s)

@@ -122,11 +122,17 @@ def canonical(path: Path) -> Path:
 
 
 def is_stale(mount: Mount) -> bool:
-    """Whether *mount* is one of cafs whose daemon is gone."""
+    """Whether *mount* is one of cafs whose daemon is gone, though another may serve its store."""
     if mount.store is None:
         return False
     held_by = lock.holder(mount.store)
-    return held_by is None or not held_by.alive
+    if held_by is None or not held_by.alive:
+        return True
+    if held_by.mountpoint is None or held_by.mountpoint == mount.path:
+        return False
+    # Several places may show one mount (mount --bind): those have one device.
+    serving = mount_at(held_by.mountpoint)
+    return serving is not None and serving.store == mount.store and serving.device != mount.device
 
 
 def check_fuse(allow_other: bool, device: Path = FUSE_DEVICE, conf: Path = FUSE_CONF) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cafs import lock
-from cafs.mount.mountpoint import mount_at
+from cafs.mount.mountpoint import is_stale, mount_at
 from tests.conftest import ROOT, RunCafs
 from tests.fault.smalldisk import wait_until
 
@@ -165,6 +165,32 @@ def test_a_mount_left_behind_by_a_killed_daemon(place: Place, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "which a dead daemon" in done.stdout
     assert mount_at(place.mountpoint) is None
+
+
+def test_a_mount_left_behind_of_a_store_that_is_served_elsewhere(
+    place: Place, tmp_path: Path
+) -> None:
+    place.up()
+    place.kill()
+    other, shown = tmp_path / "other", tmp_path / "shown"
+    other.mkdir()
+    shown.mkdir()
+    assert place.run("up", place.store, other).returncode == 0
+    try:
+        done = place.run("umount", place.mountpoint, "--timeout", "5s")
+        assert done.returncode == 0, done.stderr
+        assert "which a dead daemon" in done.stdout
+        assert mount_at(place.mountpoint) is None
+        (other / "file").write_text("it serves on")
+        # Another place for the same mount is none that was left behind.
+        subprocess.run(["mount", "--bind", other, shown], check=True)
+        bound = mount_at(shown)
+        assert bound is not None
+        assert not is_stale(bound)
+        subprocess.run(["umount", shown], check=True)
+    finally:
+        done = place.run("umount", other)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_busy_mount_names_who_uses_it_and_stays(place: Place) -> None:
