@@ -94,6 +94,18 @@ def _become_daemon(serve: Serve, writer: int, log_file: Path, level: str) -> NoR
         os._exit(code)
 
 
+def _close_inherited() -> None:
+    """Let go of what the caller had open: a lock, a pipe whose end somebody waits for."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            # What this program opened itself is not for a program to inherit.
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                os.close(int(name))
+        except OSError:
+            # That of the list, which is closed by now.
+            pass
+
+
 def _run(serve: Serve, writer: int, log_file: Path, level: str) -> int:
     is_ready = False
 
@@ -122,6 +134,7 @@ def _run(serve: Serve, writer: int, log_file: Path, level: str) -> int:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
+    _close_inherited()
     try:
         to_file(level, log_file)
     except OSError as error:

@@ -73,6 +73,31 @@ def test_the_command_returns_when_the_mount_answers(tmp_path: Path) -> None:
         _await_end(pid)
 
 
+def test_the_daemon_holds_nothing_that_its_caller_had_open(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    script = _SCRIPT.format(body="ready(); signal.pause()")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, tmp_path / "cafs.log"],
+            pass_fds=[writer],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            cwd=ROOT,
+            check=True,
+        )
+    finally:
+        os.close(writer)
+    pid = int(done.stdout.split()[1])
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            assert select.select([pipe], [], [], 10)[0], "somebody has its other end"
+            assert pipe.read() == b""
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        _await_end(pid)
+
+
 def test_an_error_of_the_daemon_is_the_command_s_own(tmp_path: Path) -> None:
     said = _start(tmp_path, "raise StoreBusyError('taken', advice='wait')")
     assert said == "StoreBusyError 5 taken / wait"
