@@ -101,3 +101,17 @@ def test_size_of_requests_that_is_preferred(place: Place, file: Path) -> None:
     for path in (file, place.path):
         assert path.stat().st_blksize == (131_072 if place.is_cafs else 4096)
         assert os.statvfs(path).f_bsize == 4096
+
+
+def test_time_of_a_store_through_a_mapping(place: Place) -> None:
+    fd = os.open(place / "f", os.O_CREAT | os.O_RDWR)
+    try:
+        os.ftruncate(fd, 8192)
+        with mmap.mmap(fd, 8192) as mapping:
+            mapping[0] = 1
+            os.utime(fd, (1000, 1000))
+            mapping.flush()
+        kept = os.fstat(fd).st_mtime == 1000
+    finally:
+        os.close(fd)
+    assert kept != place.is_cafs
