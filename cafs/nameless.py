@@ -9,6 +9,8 @@ and nobody reads or writes it.
 from __future__ import annotations
 
 import logging
+import stat
+from collections.abc import Callable
 
 from cafs.clock import Clock
 from cafs.contents import Contents
@@ -29,6 +31,8 @@ class Nameless:
         self._clock = clock
         self._waiting: set[Ino] = set()
         # Forgotten while somebody had them open.
+        self.is_directory_in_use: Callable[[Ino], bool] = lambda _: False
+        """Whether somebody may be in a directory, or have it open, and will forget it later."""
 
     def forget(self, ino: Ino) -> None:
         """The kernel knows this inode no more: if it has no name either, it goes.
@@ -45,6 +49,8 @@ class Nameless:
     def _forget(self, ino: Ino) -> None:
         attr = self._tree.inodes.find(ino)
         if attr is None or attr.nlink:
+            return
+        if stat.S_ISDIR(attr.mode) and self.is_directory_in_use(ino):
             return
         if not self._contents.is_open(ino) and self._contents.discard(ino):
             self._tree.reap(ino)

@@ -74,6 +74,11 @@ class Known:
         if self._uncounted and self._is_directory(Ino(ino)):
             self._uncounted -= min(times, self._uncounted)
 
+    def has(self, directory: int) -> bool:
+        """Whether the kernel was told of a directory and will forget it; false if that is not
+        known for sure."""
+        return self._directories.get(directory, 0) >= _ONCE
+
     def _is_directory(self, ino: Ino) -> bool:
         try:
             attr = self._tree.inodes.find(ino)

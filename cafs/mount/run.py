@@ -96,6 +96,7 @@ async def _serve(
     """The mount, if it is still there because the connection was cut."""
     async with open_store(path, options, mountpoint, archives=archives) as store:
         damage, known = DamageReporter(store), Known(store.tree)
+        store.nameless.is_directory_in_use = known.has
         invalidator = Invalidator(known)
         handlers = Handlers(store, damage, known, invalidator)
         # Before anybody can see the mount.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from cafs.view import View
+from tests.fault.smalldisk import wait_until
 from tests.mount.mounted import MOUNT_TIMEOUT_S, Mount
 
 
@@ -84,6 +86,29 @@ def served() -> Iterator[Served]:
         yield made
     finally:
         made.close()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_removed_directory_is_empty_to_who_has_it_open(served: Served, full: bool) -> None:
+    directory = served.root / "dir"
+    directory.mkdir()
+    if full:
+        assert served.ask("PUT", "/admin/dir/file", b"x") == 201
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        assert served.ask("DELETE", "/admin/dir/") == 204
+        served.sweep()
+        assert os.fstat(opened).st_nlink == 0
+        assert os.listdir(opened) == []
+    finally:
+        os.close(opened)
+
+    def left() -> bool:
+        with View(served.mount.store) as view:
+            return any(view.tree.inodes.orphans())
+
+    # When it is closed the kernel forgets it.
+    wait_until("it is gone", lambda: not left())
 
 
 def test_the_mount_shows_a_removed_tree_no_more(served: Served) -> None:
