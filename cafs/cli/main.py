@@ -20,6 +20,7 @@ from cafs import __version__
 from cafs.cli import (
     age_commands,
     care_commands,
+    check_commands,
     list_commands,
     look_commands,
     match_commands,
@@ -35,7 +36,11 @@ GROUPS: Final[Mapping[str, Sequence[click.Command]]] = {
     "A store's life": store_commands.COMMANDS,
     "Over HTTP": [*serve_commands.COMMANDS, *match_commands.COMMANDS],
     "Looking inside": [*look_commands.COMMANDS, *list_commands.COMMANDS],
-    "Keeping it well": [*care_commands.COMMANDS, *age_commands.COMMANDS],
+    "Keeping it well": [
+        *check_commands.COMMANDS,
+        *care_commands.COMMANDS,
+        *age_commands.COMMANDS,
+    ],
 }
 """What ``cafs --help`` lists, in this order."""
 
