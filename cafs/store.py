@@ -50,6 +50,7 @@ from cafs.index.overlay import Layer, Overlay
 from cafs.index.pending import Pending, default_path, withdraw
 from cafs.index.reads import Reads, path_beside
 from cafs.index.writer import IndexWriter
+from cafs.interval import Interval
 from cafs.lastcommit import last_commit
 from cafs.latency import Latency
 from cafs.lock import StoreLock, holder, wait_until_free
@@ -171,6 +172,15 @@ class Store:
         self.committer = Committer(self.overlay, self._prepare, self._write, clock)
         self.committer.thawed.append(self._thawed)
         self.committer.failed.append(self.space.failed)
+        self._interval = Interval(
+            self.contents,
+            self.committer,
+            self.overlay,
+            self.environment,
+            self.nameless,
+            self.space,
+            options.commit_interval,
+        )
         self._index_bytes = self.environment.file_bytes()
         self.space.commit_bytes = self._commit_bytes
         self.damaged_reads = 0
@@ -279,38 +289,6 @@ class Store:
         while self.overlay.pending > self.overlay_limit:
             await self.commit()
 
-    async def _tick(self) -> None:
-        due = trio.current_time() + self.options.commit_interval
-        while True:
-            with trio.move_on_at(due):
-                await self.contents.unfinished.wait()
-            if trio.current_time() < due:
-                # Outside the scope: it is not to be cancelled half-way.
-                await self._committing_meanwhile(self.contents.settle_unfinished)
-                continue
-            due = trio.current_time() + self.options.commit_interval
-            self.nameless.look_again()
-            await self._committing_meanwhile(self.contents.settle_all)
-            if self.space.problem is not None:
-                self.space.look()
-            self.committer.urge()
-            self.overlay.unmark()
-            # Pages that a killed process was reading would never be used again.
-            self.environment.clear_dead_readers()
-
-    async def _committing_meanwhile(self, settle: Callable[[], Awaitable[None]]) -> None:
-        """Settle files: what else has changed does not wait for the slowest of them."""
-
-        async def urge() -> None:
-            while True:
-                await trio.sleep(self.options.commit_interval)
-                self.committer.urge()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(urge)
-            await settle()
-            nursery.cancel_scope.cancel()
-
     async def keep(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run a task that never ends; a defect in it must not end the mount."""
         while True:
@@ -328,7 +306,7 @@ class Store:
         """The background tasks, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.committer.run)
-            nursery.start_soon(self.keep, self._tick)
+            nursery.start_soon(self.keep, self._interval.run)
             nursery.start_soon(self.keep, self.hasher.run)
             nursery.start_soon(self.keep, self.contents.blocks.run)
             nursery.start_soon(self.keep, self.archives.run)
