@@ -25,6 +25,7 @@ assert pytestmark
 # kernel of a change; then nobody answers any more.
 _CRASH = """
 import sys
+from pathlib import Path
 import trio
 from cafs.mount.handlers import Handlers
 from cafs.notices import EntryChanged
