@@ -13,7 +13,7 @@ from functools import partial
 import trio
 
 from cafs import _digest
-from cafs.blobs.blobs import Digests
+from cafs.blobs.digests import Digests
 from cafs.contents import Contents
 from cafs.errors import CafsError, DaemonError
 from cafs.index.layout import BLOB_UNHASHED

@@ -193,7 +193,7 @@ class Store:
         self.chunks.heal(self.clock.now_ns())
         self.pack_table.save(self.packs, self.clock.now_ns())
         self.chunks.recent.frozen()
-        self.blobs.recent.frozen()
+        self.blobs.by_digest.recent.frozen()
         self.counters.generation += 1
         self.counters.next_pack = self.packs.next_pack_no
         self._put_counters()
@@ -230,7 +230,7 @@ class Store:
 
     def _thawed(self) -> None:
         self.chunks.recent.thawed()
-        self.blobs.recent.thawed()
+        self.blobs.by_digest.recent.thawed()
         self._index_bytes = self.environment.file_bytes()
         self.space.recovered()
         if self.space.problem is None:

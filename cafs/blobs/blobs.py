@@ -13,11 +13,11 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from cafs.blobs import recipe
 from cafs.blobs.aged import Aged
 from cafs.blobs.chunks import Chunks
+from cafs.blobs.digests import ByDigest, Digests
 from cafs.blobs.holes import HoleSums
 from cafs.blobs.recipe import Part
 from cafs.blobs.rows import Row, Rows, decoded, join, split
@@ -35,17 +35,9 @@ from cafs.index.layout import (
     BlobRecord,
 )
 from cafs.index.overlay import Overlay
-from cafs.index.recent import Recent
-from cafs.types import NO_BLOB, BlobNo, Ino
+from cafs.types import BlobNo, Ino
 
 log = logging.getLogger(__name__)
-
-
-class Digests(NamedTuple):
-    """Both names of a blob."""
-
-    sha256: bytes
-    sha1: bytes
 
 
 class Blobs:
@@ -55,8 +47,8 @@ class Blobs:
         self.overlay = overlay
         self._counters = counters
         self.chunks = chunks
-        self.recent: Recent[BlobNo] = Recent()
         self.rows = Rows(overlay)
+        self.by_digest = ByDigest(overlay, self.rows)
         self.aged = Aged(self)
         self._holes = HoleSums()
         self._edits: dict[BlobNo, int] = {}
@@ -69,35 +61,6 @@ class Blobs:
         if value is None:
             raise IndexDamagedError(f"blob {number} has no record")
         return layout.unpack_blob(value)
-
-    def find(self, sha256: bytes) -> BlobNo:
-        """The blob with this SHA-256, or NO_BLOB: also if there are only such as cannot be read.
-
-        Nothing is shared with these.  The same content, written again, gets a sound one.
-        """
-        recent = self.recent.get(sha256)
-        if recent is not None:
-            return recent
-        (numbers,) = self.overlay.committed_numbers(layout.BLOB_SHA256, [sha256])
-        for number in map(BlobNo, numbers):
-            try:
-                if self._has(number, sha256):
-                    return number
-            except IndexDamagedError as error:
-                log.debug("blob %d is passed over: %s", number, error)
-        return NO_BLOB
-
-    def _has(self, number: BlobNo, sha256: bytes) -> bool:
-        value = self.overlay.get(layout.BLOBS, layout.u48(number))
-        if value is None:
-            return False
-        record = layout.unpack_blob(value)
-        if record.sha256 != sha256:
-            return False
-        if record.flags & BLOB_ROWS:
-            # Each is checked.
-            self.rows.first(number)
-        return True
 
     def hole_bytes(self, number: BlobNo) -> int:
         """Bytes of a blob that are stored nowhere.
@@ -141,7 +104,7 @@ class Blobs:
         and are let go of either way.  The caller refers to it with ref() before the next
         checkpoint.
         """
-        found = self.find(digests.sha256)
+        found = self.by_digest.find(digests.sha256)
         if found:
             if self.get(found).flags & BLOB_AGED:
                 self.aged.thaw(found, parts)
@@ -155,7 +118,7 @@ class Blobs:
             self.chunks.unpin(recipe.chunk_refs(parts))
             raise
         self._put_recipe(number, BlobRecord(size, 0, 0, *digests, b""), parts)
-        self._put_digests(number, digests)
+        self.by_digest.put(number, digests)
         return number
 
     def reveal(self, number: BlobNo) -> None:
@@ -288,7 +251,7 @@ class Blobs:
         to unref before the next checkpoint: if that blob is aged, it has the recipe of *number*
         then (see adopt()).  Raises IndexDamagedError if it has others already.
         """
-        found = self.find(digests.sha256)
+        found = self.by_digest.find(digests.sha256)
         record = self.get(number)
         if found == number:
             # Two have hashed it.
@@ -310,7 +273,7 @@ class Blobs:
             ),
         )
         self.overlay.delete(layout.UNHASHED, layout.u48(number))
-        self._put_digests(number, digests)
+        self.by_digest.put(number, digests)
         return number
 
     def ref(self, number: BlobNo) -> None:
@@ -358,7 +321,7 @@ class Blobs:
         self._edits.pop(number, None)
         if not record.flags & BLOB_UNHASHED:
             if not record.flags & BLOB_INNER:
-                self._delete_digests(number, Digests(record.sha256, record.sha1))
+                self.by_digest.delete(number, Digests(record.sha256, record.sha1))
             record = record._replace(
                 flags=record.flags | BLOB_UNHASHED, sha256=NO_SHA256, sha1=NO_SHA1
             )
@@ -428,16 +391,6 @@ class Blobs:
         # What a hashed blob has been stays right: only its count of references changes.
         shown = shown or bool(record.flags & BLOB_UNHASHED)
         self.overlay.put(layout.BLOBS, layout.u48(number), layout.pack_blob(record), shown=shown)
-
-    def _put_digests(self, number: BlobNo, digests: Digests) -> None:
-        self.recent.add(digests.sha256, number)
-        self.overlay.put(layout.BLOB_SHA256, layout.digest_key(digests.sha256, number), b"")
-        self.overlay.put(layout.BLOB_SHA1, layout.digest_key(digests.sha1, number), b"")
-
-    def _delete_digests(self, number: BlobNo, digests: Digests) -> None:
-        self.recent.drop(digests.sha256)
-        self.overlay.delete(layout.BLOB_SHA256, layout.digest_key(digests.sha256, number))
-        self.overlay.delete(layout.BLOB_SHA1, layout.digest_key(digests.sha1, number))
 
     def new_number(self) -> BlobNo:
         """A number that no blob has had."""

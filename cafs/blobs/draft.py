@@ -19,7 +19,7 @@ import trio
 
 from cafs.blobs import patching, recipe
 from cafs.blobs.base import Base, Surroundings
-from cafs.blobs.blobs import Digests
+from cafs.blobs.digests import Digests
 from cafs.blobs.flow import Flow
 from cafs.blobs.spool import Spool
 from cafs.blobs.stream import Fed, IngestStream

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import trio
 
 from cafs import priority
-from cafs.blobs.blobs import Digests
+from cafs.blobs.digests import Digests
 from cafs.blobs.ingest import Ingest
 from cafs.blobs.stream import Batch, Fed, IngestStream, feed_all
 from cafs.types import ChunkNo

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from cafs import _digest
 from cafs.blobs import codec
-from cafs.blobs.blobs import Digests
 from cafs.blobs.chunker import DIGEST_SIZE
+from cafs.blobs.digests import Digests
 from cafs.blobs.ingest import Ingest, Pieces, Slice
 from cafs.blobs.recipe import Part
 from cafs.errors import CafsError

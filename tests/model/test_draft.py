@@ -193,7 +193,7 @@ def check_digests(store: Store, ino: Ino, content: bytes) -> None:
     assert not record.flags & layout.BLOB_UNHASHED
     assert record.sha256 == hashlib.sha256(content).digest()
     assert record.sha1 == hashlib.sha1(content, usedforsecurity=False).digest()
-    assert store.blobs.find(record.sha256) == blob
+    assert store.blobs.by_digest.find(record.sha256) == blob
 
 
 _checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -18,7 +18,7 @@ from cafs.archives.engine_copies import Copies
 from cafs.archives.engine_record import EngineRecord
 from cafs.archives.program import Program
 from cafs.blobs import recipe
-from cafs.blobs.blobs import Digests
+from cafs.blobs.digests import Digests
 from cafs.blobs.ingest import Pieces, Slice
 from cafs.blobs.recipe import Part
 from cafs.index import layout

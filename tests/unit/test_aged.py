@@ -112,10 +112,10 @@ def test_a_blob_is_aged_and_thawed(served: StoreThread) -> None:
         assert (inner.flags & FLAGS, inner.mate) == (layout.BLOB_INNER, number)
         assert (inner.refs, inner.size, inner.sha1) == (1, len(pair.inflated), bytes(20))
         assert inner.sha256 == aged_store.digests(pair.inflated).sha256
-        assert store.blobs.find(inner.sha256) == NO_BLOB
+        assert store.blobs.by_digest.find(inner.sha256) == NO_BLOB
         assert (store.counters.blobs, store.counters.blob_bytes) == before
         await store.commit()
-        assert store.blobs.find(inner.sha256) == NO_BLOB
+        assert store.blobs.by_digest.find(inner.sha256) == NO_BLOB
         assert await content(store, pair.inner) == pair.inflated
         await swept(store)
         assert await refs_of_chunks(store) == counted(store, number, pair.inner)
@@ -298,7 +298,7 @@ def test_who_needs_it_again_has_an_aged_blob_whole(served: StoreThread) -> None:
         pair = await aged_store.aged(store, 14)
         store.blobs.unref(pair.outer)
         await store.commit()
-        store.blobs.ref(store.blobs.find(aged_store.digests(pair.content).sha256))
+        store.blobs.ref(store.blobs.by_digest.find(aged_store.digests(pair.content).sha256))
         await swept(store)
         assert store.blobs.get(pair.outer).mate == pair.inner
         assert await content(store, pair.inner) == pair.inflated
@@ -509,7 +509,7 @@ def test_a_lost_index_costs_nothing_that_was_stored_differently(tmp_path: Path, 
     shutil.rmtree(path / "index")
     assert rebuild(path, lambda _phase: None).lost_chunks == 0
     with View(path) as view:
-        number = view.blobs.find(aged_store.digests(CONTENT).sha256)
+        number = view.blobs.by_digest.find(aged_store.digests(CONTENT).sha256)
         if how == "aged":
             assert b"".join(view.content(number)) == CONTENT
         else:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cafs.blobs import recipe
-from cafs.blobs.blobs import Digests
+from cafs.blobs.digests import Digests
 from cafs.blobs.recipe import Part
 from cafs.errors import IndexDamagedError
 from cafs.index import layout
@@ -87,16 +87,18 @@ def test_the_same_content_is_one_blob(served: StoreThread) -> None:
         number = store.blobs.adopt(parts, total(parts), digests(b"same"))
         store.blobs.ref(number)
         assert store.blobs.adopt(parts, total(parts), digests(b"same")) == number
-        assert store.blobs.find(digests(b"same").sha256) == number
+        assert store.blobs.by_digest.find(digests(b"same").sha256) == number
         await store.commit()
         assert store.blobs.adopt(parts, total(parts), digests(b"same")) == number
         store.blobs.unref(number)
-        assert store.blobs.find(digests(b"same").sha256) == number, "until the sweep takes it"
+        assert store.blobs.by_digest.find(digests(b"same").sha256) == number, (
+            "until the sweep takes it"
+        )
         store.blobs.ref(number)
         assert store.blobs.sweep(number, 10), "it has come back in time"
         assert parts_of(store, number) == parts
         drop(store, number)
-        assert store.blobs.find(digests(b"same").sha256) == NO_BLOB
+        assert store.blobs.by_digest.find(digests(b"same").sha256) == NO_BLOB
         assert store.counters.blobs == store.counters.blob_bytes == 0
 
     served.run(play)

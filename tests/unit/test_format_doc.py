@@ -18,8 +18,8 @@ from cafs import storefile
 from cafs._index import unseal
 from cafs.archives.engine_record import EngineRecord
 from cafs.blobs import codec, fileheader, recipe, sidecar
-from cafs.blobs.blobs import Digests
 from cafs.blobs.codec import CODECS
+from cafs.blobs.digests import Digests
 from cafs.blobs.fileheader import HEADER_LENGTH, PACK_MAGIC, SIDECAR_MAGIC, FileHeader
 from cafs.blobs.pack import PACK_SIZE_MAX, PackStore
 from cafs.blobs.recipe import KINDS
@@ -320,7 +320,7 @@ def test_the_example_is_a_store(store: Path) -> None:
         ino = view.tree.lookup(ROOT, b"app.bits")
         assert ino == 1000
         content_read = b"".join(view.content(view.tree.inodes.get(ino).blob))
-        number = view.blobs.find(example("blob-sha256"))
+        number = view.blobs.by_digest.find(example("blob-sha256"))
     assert content_read == HELLO + b"PK\3\4" + bytes(4096) + WORDS
     assert number == 12
 

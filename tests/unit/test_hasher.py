@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cafs import hasher, newstore
-from cafs.blobs.blobs import Digests
+from cafs.blobs.digests import Digests
 from cafs.errors import ChunkDamagedError, IndexDamagedError
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store, open_store
