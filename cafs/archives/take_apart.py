@@ -247,13 +247,14 @@ class TakeApart:
         return "", False
 
     async def _is_let_go_of(self, blob: BlobNo) -> bool:
-        """Wait until nobody has it open; False if that takes too long.
+        """Wait until nobody has it open, or it may not be exchanged anyway; False if that takes
+        too long.
 
         Who is in the midst of it would have to wait for all that lies before to be made.
         """
         clock = self._around.clock
         until = clock.monotonic() + READERS_S
-        while self._around.open(blob):
+        while self._may(blob) and self._around.open(blob):
             if clock.monotonic() >= until:
                 return False
             await trio.sleep(LOOK_S)

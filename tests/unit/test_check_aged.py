@@ -302,9 +302,9 @@ def test_a_damaged_chunk_inside_names_the_archive(made: Made) -> None:
     with View(made.path) as view:
         own = set(use_of(view, made.pair.outer).times) - set(use_of(view, made.plain).times)
         (headers,) = own
-        assert scrub.blobs_with(view, [headers]) == {made.pair.outer: {headers}}
+        assert scrub.blobs_with(view, [headers], {}) == {made.pair.outer: {headers}}
         other = next(iter(use_of(view, made.plain).times))
-        assert set(scrub.blobs_with(view, [other])) == {made.pair.outer, made.plain}
+        assert set(scrub.blobs_with(view, [other], {})) == {made.pair.outer, made.plain}
         assert paths_of_blobs(view, [made.pair.outer]) == {made.pair.outer: [b"/aged"]}
 
 

@@ -21,7 +21,7 @@ from cafs.newstore import create
 from cafs.operate import compact
 from cafs.operate.compact import Compactor
 from cafs.store import Store
-from cafs.types import ROOT, ChunkNo, PackNo
+from cafs.types import ROOT, PackNo
 from tests.conftest import RunCafs
 from tests.model.storethread import QUIET
 from tests.unit.small_store import assert_sound, in_store, noise, write
@@ -264,8 +264,7 @@ def test_a_chunk_that_was_stored_twice_is_moved_out_of_both_places(
 
     async def work(store: Store) -> None:
         with monkeypatch.context() as forgetful:
-            nothing: dict[bytes, ChunkNo] = {}
-            forgetful.setattr(store.chunks, "_committed", lambda _digests: nothing)
+            forgetful.setattr(store.chunks, "_take_committed", lambda _digests, _found: None)
             await write(store, ROOT, b"again", noise(0, SIZE))
             await write(store, ROOT, b"dead", noise(99, 4 * SIZE))
         store.packs.roll()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cafs.mount import run
 from cafs.mount.control import ControlSocket
 from cafs.mount.damage import DamageReporter
 from cafs.mount.farewell import Farewell
+from cafs.mount.invalidate import Invalidator
 from cafs.mount.known import Known
 from cafs.newstore import create
 from cafs.operate.ageing import Ageing
@@ -51,13 +53,12 @@ def test_a_defect_in_a_task_of_the_mount_does_not_end_it(
 
     async def main() -> None:
         async with open_store(path, OFTEN) as store, trio.open_nursery() as nursery:
-            damage, known = DamageReporter(store), Known(store.tree)
+            damage, told = DamageReporter(store), Invalidator(Known(store.tree))
             with Farewell() as farewell, ControlSocket(path) as control:
                 ready = trio.Event()
-                await run._attend(
-                    store, control, damage, known, path, farewell, OFTEN, ready.set, (), nursery
-                )
-                assert ready.is_set()
+                attend = partial(run._attend, store, control, damage, told, path, farewell)
+                nursery.start_soon(attend, OFTEN, ready.set, (), nursery)
+                await ready.wait()
                 with trio.fail_after(20):
                     while len(begun) < len(tasks) or min(begun.values()) < 2:
                         await trio.sleep(0.01)

@@ -342,8 +342,7 @@ def test_what_was_moved_meanwhile_is_not_damaged(
         async with open_store(store, OPTIONS) as opened:
             for number in range(1500):
                 opened.tree.create(ROOT, b"n%d" % number, stat.S_IFREG | 0o600, 0, 0)
-            for number in range(2):
-                await write(opened, ROOT, b"dead%d" % number, noise(7 + number, 500_000))
+            await write(opened, ROOT, b"dead", noise(7, 500_000))
             await opened.sync_all()
             for number in range(1500):
                 opened.nameless.forget(opened.tree.unlink(ROOT, b"n%d" % number)[0])
@@ -354,11 +353,12 @@ def test_what_was_moved_meanwhile_is_not_damaged(
     run = scrub.Scrub.run
 
     def run_late(self: scrub.Scrub, *args: object) -> Iterator[scrub.Damage]:
-        # The first one gives the index another file, of whose commits this view sees none.
-        for name in ("dead0", "dead1"):
-            subprocess.run(
-                [sys.executable, "-c", _DELETE, str(store), name], cwd=ROOT_DIRECTORY, check=True
-            )
+        # The first one moves nothing, but gives the index another file, of whose commits this view
+        # sees none.
+        for name in ("", "dead"):
+            if name:
+                delete = [sys.executable, "-c", _DELETE, str(store), name]
+                subprocess.run(delete, cwd=ROOT_DIRECTORY, check=True)
             done = run_cafs("compact", store)
             assert done.returncode == 0, done.stderr
         found = list(run(self, *args))  # type: ignore[arg-type]
