@@ -10,6 +10,7 @@ import faulthandler
 import gc
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -44,6 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """A test that crashes the interpreter is to say where it was."""
     if not faulthandler.is_enabled():
         faulthandler.enable()
+    # Below nohup, or in the background of a script, these are ignored, and so they would be by
+    # every process that a test starts.  A handler is not handed on.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.hookimpl(optionalhook=True)
