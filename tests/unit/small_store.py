@@ -98,6 +98,10 @@ def change(store: Path, database: int, key: bytes, value: bytes | None) -> None:
         lock.release()
 
 
+def untold(done: int, total: int, /, waiting_s: float = 0.0) -> None:
+    """For who wants to hear nothing of the progress."""
+
+
 def findings(store: Path) -> Counter[str]:
     """The kinds of what a check finds, counted."""
     with View(store) as view:
@@ -134,5 +138,6 @@ __all__ = [
     "lookup",
     "make",
     "noise",
+    "untold",
     "write",
 ]

@@ -27,7 +27,7 @@ from tests.model.audit import audit
 from tests.model.storethread import StoreThread
 from tests.unit import aged_store
 from tests.unit.aged_store import Pair
-from tests.unit.small_store import OPTIONS, PARAMS, write
+from tests.unit.small_store import OPTIONS, PARAMS, untold, write
 
 OWNER = Ino(99)
 CONTENT = aged_store.noise(40, 3_000_000)
@@ -568,7 +568,7 @@ def test_a_newer_copy_gives_the_old_recipe_to_the_sweep(tmp_path: Path) -> None:
             await store.commit()
             (kept,) = store.blobs.aged.only_in_copy()
             assert await content(store, kept) == CONTENT, "also over a restart"
-            await sweep_now(store, Sweeper(store), copier, lambda _done, _total: None)
+            await sweep_now(store, Sweeper(store), copier, untold)
             assert store.blobs.aged.only_in_copy() == []
             with pytest.raises(IndexDamagedError):
                 store.blobs.get(kept)

@@ -828,8 +828,9 @@ def test_a_pause_that_cannot_be_written_down_is_said(
 
     async def work(store: Store) -> None:
         age = alone(store)
+        calls: list[str] = []
         with monkeypatch.context() as full:
-            broken_disk(full, calls := [])
+            broken_disk(full, calls)
             with pytest.raises(DiskFullError, match="paused, but only until the daemon ends"):
                 await age.pause(paused=True)
             assert age.doing == "paused" and len(calls) == 1

@@ -23,7 +23,16 @@ from cafs.types import ROOT
 from cafs.view import View
 from tests.conftest import ROOT as REPOSITORY
 from tests.conftest import RunCafs
-from tests.unit.small_store import OPTIONS, PARAMS, assert_sound, findings, make, noise, write
+from tests.unit.small_store import (
+    OPTIONS,
+    PARAMS,
+    assert_sound,
+    findings,
+    make,
+    noise,
+    untold,
+    write,
+)
 
 
 def _allocated(path: Path) -> int:
@@ -75,7 +84,7 @@ def test_the_index_shrinks_under_a_store_that_goes_on(tmp_path: Path) -> None:
                 store.nameless.forget(store.tree.unlink(ROOT, b"f%d" % number)[0])
             before = store.environment.file_bytes()
             parts = Sweeper(store), Compactor(store), IndexCopier(store)
-            answer = await compact_now(store, *parts, 0.0, lambda _done, _total: None)
+            answer = await compact_now(store, *parts, 0.0, untold)
             after = store.environment.file_bytes()
             assert answer["freed_index_bytes"] > 0
             # It reads and writes what it did before.
@@ -136,7 +145,7 @@ def test_a_view_from_before_goes_on_with_what_it_saw(tmp_path: Path) -> None:
     with reader:
         assert reader.stdout is not None and reader.stdin is not None
         assert reader.stdout.readline() == "ready\n"
-        trio.run(compact_offline, path, OPTIONS, 0.0, lambda _done, _total: None)
+        trio.run(compact_offline, path, OPTIONS, 0.0, untold)
         reader.stdin.write("\n")
         reader.stdin.close()
         assert int(reader.stdout.read()) == 9

@@ -81,8 +81,8 @@ def test_making_a_store_can_be_tried_again(tmp_path: Path, stage: str) -> None:
         (index / "data.mdb").touch()
     elif stage in ("no tables", "tables"):
         with lmdb.open(str(index), max_dbs=len(layout.DATABASES) + 1) as env:
-            for name in layout.DATABASES if stage == "tables" else ():
-                env.open_db(name)
+            for database in layout.DATABASES if stage == "tables" else ():
+                env.open_db(database)
     newstore.create(path, PARAMS)
     assert_sound(path)
 

@@ -20,7 +20,7 @@ from cafs.types import ROOT
 from cafs.view import View
 from tests.conftest import RunCafs
 from tests.unit.damaged_index import break_leaf, break_root
-from tests.unit.small_store import OPTIONS, findings, lookup, make, noise, write
+from tests.unit.small_store import OPTIONS, findings, lookup, make, noise, untold, write
 
 DATABASES = ["inodes", "entries", "blobs", "recipes", "blob_sha256", "chunks", "chunk_sha256"]
 
@@ -224,7 +224,7 @@ def test_chunks_that_moved_since_the_copy_are_found_in_the_packs(store: Path) ->
 
     trio.run(delete_some)
     packs = {path.name for path in (store / "packs").iterdir()}
-    trio.run(compact_offline, store, OPTIONS, 0.0, lambda _done, _total: None)
+    trio.run(compact_offline, store, OPTIONS, 0.0, untold)
     assert not packs & {path.name for path in (store / "packs").iterdir()}
     shutil.rmtree(store / DIRECTORY)
     shutil.copytree(kept, store / DIRECTORY)
@@ -248,7 +248,7 @@ def _compact_without_doomed(store: Path) -> None:
             await opened.sync_all()
 
     trio.run(delete)
-    trio.run(compact_offline, store, OPTIONS, 0.0, lambda _done, _total: None)
+    trio.run(compact_offline, store, OPTIONS, 0.0, untold)
 
 
 def _assert_all_but_doomed(store: Path, before: dict[bytes, bytes]) -> None:

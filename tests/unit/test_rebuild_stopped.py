@@ -19,17 +19,19 @@ from cafs.errors import DiskError, DiskFullError, IndexDamagedError
 from cafs.index import pages
 from cafs.index.copyplace import DIRECTORY
 from cafs.lock import Holder, holder
+from cafs.operate import new_index
 from cafs.operate import rebuild as module
 from cafs.operate.give_back import compact_offline
 from cafs.operate.index_copy import copy_index
 from cafs.operate.rebuild import Rebuilt, rebuild
+from cafs.operate.relink import Relink
 from cafs.operate.repair import repair
 from cafs.store import Store
 from cafs.types import ROOT
 from cafs.view import View
 from tests.conftest import RunCafs
 from tests.unit.damaged_index import break_leaf
-from tests.unit.small_store import OPTIONS, findings, in_store, lookup, make, noise, write
+from tests.unit.small_store import OPTIONS, findings, in_store, lookup, make, noise, untold, write
 
 LARGE = noise(1, 3_000_000)
 
@@ -108,7 +110,7 @@ def _compact(store: Path) -> None:
         await opened.sync_all()
 
     in_store(store, delete)
-    trio.run(compact_offline, store, OPTIONS, 0.0, lambda _done, _total: None)
+    trio.run(compact_offline, store, OPTIONS, 0.0, untold)
     shutil.rmtree(store / DIRECTORY)
     shutil.copytree(kept, store / DIRECTORY)
 
@@ -122,7 +124,7 @@ def test_no_daemon_starts_with_an_index_that_was_not_compared_with_the_packs(
     before = {path.name for path in (store / "packs").iterdir()}
     with monkeypatch.context() as patch:
         if stage == "relink":
-            patch.setattr(module.Relink, "run", _stop)
+            patch.setattr(Relink, "run", _stop)
         else:
             patch.setattr(module, "repair_locked", _stop)
         with pytest.raises(KeyboardInterrupt):
@@ -193,7 +195,7 @@ def test_a_new_index_is_void_when_the_old_one_went_on(
 ) -> None:
     break_leaf(store / "index", "symlinks")
     with monkeypatch.context() as patch:
-        patch.setattr(module.new_index, "put_in_place", _stop)
+        patch.setattr(new_index, "put_in_place", _stop)
         with pytest.raises(KeyboardInterrupt):
             rebuild(store, _nothing)
 

@@ -249,7 +249,7 @@ def test_a_file_is_not_cut_before_the_index_knows(
         length = os.path.getsize(store.packs.pack_path(PackNo(1)))
 
         commit = store.commit
-        commits = []
+        commits: list[int] = []
 
         async def fail_the_second_time() -> None:
             commits.append(1)
@@ -331,7 +331,7 @@ def test_what_came_while_the_index_was_written_is_not_cut_off(path: Path) -> Non
         store.nameless.look_again()
         await Sweeper(store).once()
         commit = store.commit
-        commits = []
+        commits: list[int] = []
 
         async def commit_what_comes() -> None:
             if not commits:
