@@ -68,7 +68,14 @@ class Interval:
                 await trio.sleep(self._interval_s)
                 self._committer.urge()
 
+        defect: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(urge)
-            await settle()
+            try:
+                await settle()
+            except Exception as error:
+                # Not in a group, where whoever looks after this task would not know it.
+                defect = error
             nursery.cancel_scope.cancel()
+        if defect is not None:
+            raise defect
