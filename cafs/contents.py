@@ -197,8 +197,15 @@ class Contents:
 
     def reads_on(self, blob: BlobNo) -> bool:
         """Whether somebody has a file with this content open, and so may be in the midst of it."""
-        found = map(self.tree.inodes.find, list(self._openers))
-        return any(attr is not None and attr.blob == blob for attr in found)
+        for ino in list(self._openers):
+            try:
+                attr = self.tree.inodes.find(ino)
+            except CafsError:
+                # Nobody reads what has lost its record, and it says nothing of other files.
+                continue
+            if attr is not None and attr.blob == blob:
+                return True
+        return False
 
     def closed(self, ino: Ino, *, writable: bool) -> None:
         """Somebody let go of it; the last writer's leaving begins to finish its content."""

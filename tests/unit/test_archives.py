@@ -18,11 +18,11 @@ import trio.testing
 from cafs.archive_options import ArchiveOptions
 from cafs.archives import gnu_gzip, take_apart, zlib_engine
 from cafs.blobs import recipe
-from cafs.errors import RebuildError
+from cafs.errors import IndexDamagedError, RebuildError
 from cafs.index.layout import BLOB_AGED, BLOB_LEFT
 from cafs.operate.sweep import Sweeper
 from cafs.store import Store
-from cafs.types import ROOT
+from cafs.types import ROOT, Attr, Ino
 from tests.conftest import ROOT as REPOSITORY
 from tests.unit.aged_store import hashed
 from tests.unit.archived import (
@@ -595,6 +595,30 @@ def test_a_writer_who_comes_while_it_is_taken_apart_wins(tmp_path: Path) -> None
             assert await content(store, twin) == data
             await swept(store)
             assert not store.chunks._pins
+
+    trio.run(main)
+    assert not findings(tmp_path / "store")
+
+
+def test_a_damaged_file_that_is_open_keeps_no_other_from_being_taken_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "store") as store:
+            ino = await put(store, b"archive", droplet())
+            other = await put(store, b"other", b"something else")
+            store.contents.opened(other, writable=False)
+            find = store.tree.inodes.find
+
+            def damaged(asked: Ino) -> Attr | None:
+                if asked == other:
+                    raise IndexDamagedError("as if its record had a flipped bit")
+                return find(asked)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(store.tree.inodes, "find", damaged)
+                assert (await store.archives.take_apart(blob_of(store, ino))).done
+            store.contents.closed(other, writable=False)
 
     trio.run(main)
     assert not findings(tmp_path / "store")
