@@ -161,11 +161,8 @@ def test_damage_found_before_an_interruption_is_in_the_end_s_report(
     assert [each["chunk"] for each in json.loads(done.stdout)["damaged"]] == [number]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_scrub_that_is_stopped_goes_on_where_it_was(
-    store: Path, run_cafs: RunCafs, number: signal.Signals
-) -> None:
-    whole = json.loads(run_cafs("scrub", store, "--json").stdout)
+def _interrupted(store: Path, number: signal.Signals) -> None:
+    """A scrub that gets a signal when it has read a part."""
     command = ["scrub", str(store), "--rate", "1MiB/s", "--progress", "json"]
     with subprocess.Popen(
         [sys.executable, "-m", "cafs.cli.main", *command],
@@ -182,6 +179,14 @@ def test_a_scrub_that_is_stopped_goes_on_where_it_was(
         rest = stopped.stderr.read()
         assert stopped.wait(60) == 130
     assert "interrupted" in rest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_scrub_that_is_stopped_goes_on_where_it_was(
+    store: Path, run_cafs: RunCafs, number: signal.Signals
+) -> None:
+    whole = json.loads(run_cafs("scrub", store, "--json").stdout)
+    _interrupted(store, number)
     state = scrub.load_state(store)
     assert state is not None
     assert state.read_bytes > 300_000
@@ -269,21 +274,7 @@ def test_what_was_found_before_an_interruption_is_not_forgotten(
 
 def test_what_an_interrupted_scrub_found_is_marked(store: Path) -> None:
     ill = _flip_first(store)
-    command = ["scrub", str(store), "--rate", "1MiB/s", "--progress", "json"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "cafs.cli.main", *command],
-        cwd=ROOT_DIRECTORY,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    ) as stopped:
-        assert stopped.stderr is not None
-        for line in stopped.stderr:
-            if json.loads(line)["done"] > 300_000:
-                break
-        stopped.send_signal(signal.SIGTERM)
-        stopped.stderr.read()
-        assert stopped.wait(60) == 130
+    _interrupted(store, signal.SIGTERM)
     with View(store) as view:
         assert view.chunks.get(ill).extent.damaged
     state = scrub.load_state(store)
